@@ -1,0 +1,129 @@
+// Attention over the paged KV cache, one KV head and one split of 256 positions at a time.
+//
+// The query heads that share a KV head are rows of one small product, so every key and value is read once for all of them.
+// A split's boundaries are absolute positions and a row's own arithmetic does not depend on the other rows, so prefill,
+// decode, any chunking and any number of threads give the same bits.
+#pragma once
+#include "ops.h"
+#include "simd.h"
+
+namespace ISA_NAMESPACE {
+
+constexpr int ROWS = 4;  // query rows per register block
+
+INLINE const uint16_t *head_block(const Attention &a, int64_t pos) {
+  return a.kv + a.blocks[pos / KV_BLOCK] * a.block_elems + a.head_offset;
+}
+INLINE const float *query_row(const Attention &a, int row) {
+  return a.q + row / a.n_group * a.q_stride + (int64_t)(row % a.n_group) * a.head_dim;
+}
+
+// scores[r][pos - split start] for 16 positions from `pos` (a multiple of 16) and R rows from row0
+template <int R> INLINE void score_panel(const Attention &a, int64_t pos, int row0, float *scores) {
+  const uint16_t *keys = head_block(a, pos) + pos % KV_BLOCK / 16 * a.head_dim * 16;
+  const float *q[R];
+  f32x16 acc[R];
+  for (int r = 0; r < R; r++) q[r] = query_row(a, row0 + r), acc[r] = splat(0);
+  for (int d = 0; d < a.head_dim; d += 2) {
+    const i16x32 pair = load_words(keys + d * 16);
+    for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(pair), splat(q[r][d]), acc[r]);
+    for (int r = 0; r < R; r++) acc[r] = fma(bf16_odd(pair), splat(q[r][d + 1]), acc[r]);
+  }
+  const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int r = 0; r < R; r++) {
+    const int64_t query = a.first_pos + (row0 + r) / a.n_group;
+    f32x16 s = acc[r] * splat(a.scale);
+    if (pos + 15 > query) s = select_less(splat((float)(query - pos)), load(lanes), splat(MASKED), s);
+    if (a.window && pos <= query - a.window) s = select_less(load(lanes), splat((float)(query - a.window + 1 - pos)), splat(MASKED), s);
+    store(scores + (int64_t)(row0 + r) * KV_SPLIT + pos % KV_SPLIT, s);
+  }
+}
+
+INLINE void softmax_row(float *scores, int64_t begin, int64_t end, float *row_max, float *row_sum) {
+  f32x16 largest = splat(MASKED);
+  for (int64_t i = begin; i < end; i += 16) largest = max(largest, load(scores + i));
+  const float m = reduce_max(largest);
+  f32x16 total = splat(0);
+  for (int64_t i = begin; i < end; i += 16) {
+    const f32x16 p = m > MASKED ? exp(load(scores + i) - splat(m)) : splat(0);
+    store(scores + i, p);
+    total = total + p;
+  }
+  *row_max = m, *row_sum = reduce_add(total);
+}
+
+// out[r][d .. d + 15] = sum over positions [begin, end) of p * value
+template <int R> INLINE void weigh_values(const Attention &a, const float *scores, int64_t begin, int64_t end, int row0, int d, float *out) {
+  f32x16 acc[R];
+  for (int r = 0; r < R; r++) acc[r] = splat(0);
+  const float *p = scores + (int64_t)row0 * KV_SPLIT;
+  for (int64_t pos = begin; pos < end; pos += 2) {
+    const uint16_t *values = head_block(a, pos) + (int64_t)KV_BLOCK * a.head_dim + pos % KV_BLOCK / 2 * a.head_dim * 2;
+    const i16x32 pair = load_words(values + d * 2);
+    const int64_t i = pos % KV_SPLIT;
+    for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(pair), splat(p[r * KV_SPLIT + i]), acc[r]);
+    if (pos + 1 < end)  // the slot after the last token may hold anything
+      for (int r = 0; r < R; r++) acc[r] = fma(bf16_odd(pair), splat(p[r * KV_SPLIT + i + 1]), acc[r]);
+  }
+  for (int r = 0; r < R; r++) store(out + (int64_t)(row0 + r) * a.head_dim + d, acc[r]);
+}
+
+template <int R> INLINE void attend_rows(const Attention &a, int64_t begin, int64_t end, int row0, float *scores, const SoftmaxState &part) {
+  for (int64_t pos = begin; pos < end; pos += 16) score_panel<R>(a, pos, row0, scores);
+  const int64_t first = begin % KV_SPLIT, last = first + (end - begin + 15) / 16 * 16;
+  for (int r = row0; r < row0 + R; r++) softmax_row(scores + (int64_t)r * KV_SPLIT, first, last, part.max + r, part.sum + r);
+  for (int d = 0; d < a.head_dim; d += 16) weigh_values<R>(a, scores, begin, end, row0, d, part.out);
+}
+
+void attend_split(const Attention &a, int split, float *scores, const SoftmaxState &part) {
+  const int rows = a.n_tokens * a.n_group;
+  int row = 0;
+  for (; row < rows;) {
+    const int n = rows - row >= ROWS ? ROWS : 1;
+    // Only what some row of this register block may see.
+    const int64_t last_query = a.first_pos + (row + n - 1) / a.n_group, first_query = a.first_pos + row / a.n_group;
+    int64_t begin = (int64_t)split * KV_SPLIT, end = begin + KV_SPLIT;
+    if (end > last_query + 1) end = last_query + 1;
+    if (a.window && begin <= first_query - a.window) begin = (first_query - a.window + 1) / 16 * 16;
+    if (begin >= end) {
+      for (int r = row; r < row + n; r++) {
+        part.max[r] = MASKED, part.sum[r] = 0;
+        memset(part.out + (int64_t)r * a.head_dim, 0, a.head_dim * sizeof(float));
+      }
+    } else if (n == ROWS) {
+      attend_rows<ROWS>(a, begin, end, row, scores, part);
+    } else {
+      attend_rows<1>(a, begin, end, row, scores, part);
+    }
+    row += n;
+  }
+}
+
+INLINE float exp_one(float x) {
+  float v[16];
+  store(v, exp(splat(x)));
+  return v[0];
+}
+
+void merge_split(const SoftmaxState &state, const SoftmaxState &part, int rows, int head_dim) {
+  for (int r = 0; r < rows; r++) {
+    if (part.sum[r] == 0) continue;
+    const float m = state.max[r] > part.max[r] ? state.max[r] : part.max[r];
+    const float old_scale = exp_one(state.max[r] - m), new_scale = exp_one(part.max[r] - m);
+    float *out = state.out + (int64_t)r * head_dim;
+    const float *in = part.out + (int64_t)r * head_dim;
+    for (int d = 0; d < head_dim; d += 16) store(out + d, fma(load(out + d), splat(old_scale), load(in + d) * splat(new_scale)));
+    state.sum[r] = __builtin_fmaf(state.sum[r], old_scale, part.sum[r] * new_scale);
+    state.max[r] = m;
+  }
+}
+
+void finish_rows(const SoftmaxState &state, int rows, int n_group, int head_dim, float *out, int64_t out_stride) {
+  for (int r = 0; r < rows; r++) {
+    const f32x16 sum = splat(state.sum[r]);
+    float *to = out + r / n_group * out_stride + (int64_t)(r % n_group) * head_dim;
+    for (int d = 0; d < head_dim; d += 16) store(to + d, load(state.out + (int64_t)r * head_dim + d) / sum);
+  }
+}
+
+}  // namespace ISA_NAMESPACE

@@ -1,0 +1,213 @@
+// Python bindings: check types and shapes, release the GIL, forward. No logic.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <stdexcept>
+
+#include "dispatch.h"
+#include "memory.h"
+#include "pack.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <class T, int NDIM> using In = nb::ndarray<const T, nb::ndim<NDIM>, nb::c_contig, nb::device::cpu>;
+template <class T, int NDIM> using Out = nb::ndarray<T, nb::ndim<NDIM>, nb::c_contig, nb::device::cpu>;
+
+void require(bool ok, const char *what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+struct Packed {
+  Weight weight;
+  Span memory;
+};
+
+std::shared_ptr<Packed> pack(Arena &arena, Pool &pool, int format, In<uint8_t, 2> source, int64_t n_cols) {
+  require(format >= 0 && format < (int)Format::COUNT, "unknown format");
+  const Scheme &s = scheme((Format)format);
+  require(n_cols > 0 && n_cols % (s.integer ? s.span : 1) == 0, "columns are not a multiple of the format's block");
+  require(source.shape(1) == (size_t)(n_cols / s.span * s.source_bytes), "row bytes do not fit the format");
+  auto packed = std::make_shared<Packed>();
+  Weight &w = packed->weight;
+  w = {nullptr, (int64_t)source.shape(0), n_cols, (Format)format};
+  packed->memory = arena.take(w.n_panels() * w.panel_size());
+  w.data = packed->memory.data;
+  nb::gil_scoped_release release;
+  std::atomic<int64_t> next{0};
+  pool.run([&](int, int) {
+    for (int64_t p; (p = next.fetch_add(4)) < w.n_panels();)
+      pack_panels(source.data(), source.shape(1), w, packed->memory.data, p, std::min(p + 4, w.n_panels()));
+  });
+  return packed;
+}
+
+const Kernels &runnable(const std::string &isa) {
+  const Level *level = find_level(isa);
+  require(level && level->kernels && level->runs_here, "this level does not run here");
+  return *level->kernels;
+}
+
+using Vector = std::optional<In<float, 1>>;
+using PackedPtr = std::shared_ptr<Packed>;
+
+// A program, kept together with everything it points into.
+struct Recorded {
+  Program program;
+  std::vector<PackedPtr> weights;
+  std::vector<In<float, 1>> vectors;
+  int64_t kv_elems = 0;  // bf16 elements of a KV block that the attention operations reach
+  int64_t vocab = 0, n_embeddings = 0;
+
+  Recorded(std::shared_ptr<Pool> pool, const std::string &isa) : program(std::move(pool), runnable(isa)) {}
+
+  const float *keep(const Vector &v, int64_t n) {
+    if (!v) return nullptr;
+    require((int64_t)v->size() == n, "a vector's length does not fit its matrix");
+    vectors.push_back(*v);
+    return v->data();
+  }
+  const Weight &keep(const PackedPtr &w) {
+    weights.push_back(w);
+    return w->weight;
+  }
+  LinearOp linear_op(int in, const Vector &norm, float eps, const PackedPtr &first) {
+    return {in, keep(norm, first->weight.n_cols), eps, false, {}};
+  }
+  void add_product(LinearOp &op, const PackedPtr &w, const PackedPtr &up, const Vector &bias, int out, bool add) {
+    Product p{keep(w), up ? keep(up) : Weight{}, keep(bias, w->weight.n_rows), out, add};
+    require(op.products.empty() || op.products[0].weight.n_cols == p.weight.n_cols, "matrices of one operation differ in columns");
+    require(!up || (p.up.n_rows == p.weight.n_rows && p.up.n_cols == p.weight.n_cols), "gate and up differ in shape");
+    op.quantise |= scheme(p.weight.format).integer || (up && scheme(p.up.format).integer);
+    require(!op.quantise || p.weight.n_cols % BLOCK == 0, "columns are not a multiple of 32");
+    op.products.push_back(p);
+  }
+
+  void embed(const PackedPtr &table, int out) {
+    n_embeddings = table->weight.n_rows;
+    program.add({.kind = Step::EMBED, .out = out, .table = keep(table)});
+  }
+  void linear(int in, const Vector &norm, float eps, const std::vector<PackedPtr> &ws, const std::vector<Vector> &biases,
+              const std::vector<int> &outs, bool add) {
+    require(!ws.empty() && ws.size() == outs.size() && ws.size() == biases.size(), "one output and one bias entry per matrix");
+    LinearOp op = linear_op(in, norm, eps, ws[0]);
+    for (size_t i = 0; i < ws.size(); i++) add_product(op, ws[i], nullptr, biases[i], outs[i], add);
+    program.add({.kind = Step::LINEAR, .linear = op});
+  }
+  void gated(int in, const Vector &norm, float eps, const PackedPtr &gate, const PackedPtr &up, int out) {
+    LinearOp op = linear_op(in, norm, eps, gate);
+    add_product(op, gate, up, std::nullopt, out, false);
+    program.add({.kind = Step::LINEAR, .linear = op});
+  }
+  void attention(int q, int k, int v, int out, int64_t kv_offset, int n_heads, int n_kv_heads, int head_dim, int window, int rope,
+                 float scale) {
+    require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && n_heads / n_kv_heads <= MAX_ROWS, "unsupported grouping of heads");
+    require(head_dim % 16 == 0 && head_dim <= MAX_HEAD_DIM, "head size must be a multiple of 16 and at most 256");
+    kv_elems = std::max(kv_elems, kv_offset + (int64_t)n_kv_heads * 2 * KV_BLOCK * head_dim);
+    program.add({.kind = Step::ATTENTION,
+                 .attention = {q, k, v, out, kv_offset, n_heads, n_kv_heads, head_dim, window, rope, scale}});
+  }
+  void head(int in, const Vector &norm, float eps, const PackedPtr &w) {
+    LinearOp op = linear_op(in, norm, eps, w);
+    add_product(op, w, nullptr, std::nullopt, -1, false);
+    vocab = w->weight.n_rows;
+    program.add({.kind = Step::HEAD, .linear = op});
+  }
+  void run(In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seq_starts, In<int32_t, 2> block_table,
+           In<int32_t, 1> logit_rows, Out<uint16_t, 2> kv, Out<float, 2> logits) {
+    const BatchView batch{tokens.data(),           positions.data(),       seq_starts.data(),      block_table.data(),
+                          logit_rows.data(),       (int)tokens.size(),     (int)seq_starts.size() - 1, (int)block_table.shape(1),
+                          (int)logit_rows.size(),  kv.data(),              (int64_t)kv.shape(1),   logits.data()};
+    require(positions.size() == tokens.size() && block_table.shape(0) + 1 == seq_starts.size(), "batch arrays do not fit together");
+    require(logits.shape(0) == logit_rows.size() && (int64_t)logits.shape(1) == vocab, "logits have the wrong shape");
+    require(batch.block_elems >= kv_elems, "KV blocks are too small for this model");
+    check_indices(batch, (int64_t)kv.shape(0));
+    nb::gil_scoped_release release;
+    program.run(batch);
+  }
+  // Everything that becomes an address is checked here, once per batch.
+  void check_indices(const BatchView &b, int64_t n_blocks) const {
+    require(b.seq_starts[0] == 0 && b.seq_starts[b.n_seqs] == b.n_tokens, "sequence starts do not cover the tokens");
+    for (int t = 0; t < b.n_tokens; t++) require(b.tokens[t] >= 0 && b.tokens[t] < n_embeddings, "a token id is out of range");
+    for (int i = 0; i < b.n_logits; i++) require(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.n_tokens, "a logit row is out of range");
+    for (int s = 0; s < b.n_seqs; s++) {
+      const int start = b.seq_starts[s], end = b.seq_starts[s + 1];
+      require(start < end, "a sequence of the batch has no tokens");
+      for (int t = start; t < end; t++) require(b.positions[t] == b.positions[start] + t - start, "positions of a sequence must follow each other");
+      const int last = b.positions[end - 1];
+      require(b.positions[start] >= 0 && last / KV_BLOCK < b.max_blocks, "a position lies outside the block table");
+      for (int i = 0; i <= last / KV_BLOCK; i++) {
+        const int32_t id = b.block_table[(int64_t)s * b.max_blocks + i];
+        require(id >= 0 && id < n_blocks, "a block id is out of range");
+      }
+    }
+  }
+};
+
+// GB/s that the pool reads from memory: the best of three passes over `bytes` per worker.
+double measure_bandwidth(Pool &pool, size_t bytes) {
+  nb::gil_scoped_release release;
+  std::vector<std::unique_ptr<Region>> regions(pool.size());
+  pool.run([&](int worker, int) {
+    regions[worker] = std::make_unique<Region>(bytes);
+    memset(regions[worker]->data(), 1, regions[worker]->size());
+  });
+  std::atomic<uint64_t> sink{0};
+  double best = 0;
+  for (int pass = 0; pass < 3; pass++) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](int worker, int) {
+      const uint64_t *p = (const uint64_t *)regions[worker]->data(), *end = p + regions[worker]->size() / 8;
+      uint64_t sums[32] = {};
+      for (; p < end; p += 32)
+        for (int i = 0; i < 32; i++) sums[i] += p[i];
+      for (uint64_t s : sums) sink += s;
+    });
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    best = std::max(best, (double)bytes * pool.size() / taken.count() / 1e9);
+  }
+  return best;
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+  m.attr("KV_BLOCK") = KV_BLOCK;
+  m.attr("MAX_HEAD_DIM") = MAX_HEAD_DIM;
+  m.attr("MAX_GROUP") = MAX_ROWS;
+  m.def("levels", [] {
+    std::vector<std::tuple<std::string, bool, std::string>> rows;
+    for (const Level &l : levels()) rows.emplace_back(l.name, l.runs_here, l.needs);
+    return rows;
+  });
+  m.def("pack", &pack, "arena"_a, "pool"_a, "format"_a, "source"_a, "n_cols"_a);
+  m.def("unpack_row", [](const Packed &p, const std::string &isa, int64_t row, Out<float, 1> out) {
+    require(row >= 0 && row < p.weight.n_rows && (int64_t)out.size() == p.weight.n_cols, "row out of range");
+    runnable(isa).unpack_row(p.weight, row, out.data());
+  });
+  m.def("measure_bandwidth", &measure_bandwidth, "pool"_a, "bytes"_a);
+  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "n_threads"_a).def_prop_ro("n_threads", &Pool::size);
+  nb::class_<Arena>(m, "Arena").def(nb::init<>());
+  nb::class_<Packed>(m, "Packed")
+      .def_prop_ro("shape", [](const Packed &p) { return std::make_tuple(p.weight.n_rows, p.weight.n_cols); })
+      .def_prop_ro("n_bytes", [](const Packed &p) { return p.weight.n_panels() * p.weight.panel_size(); });
+  nb::class_<Recorded>(m, "Program")
+      .def(nb::init<std::shared_ptr<Pool>, const std::string &>(), "pool"_a, "isa"_a)
+      .def("buffer", [](Recorded &r, int64_t width) { return r.program.add_buffer(width); })
+      .def("rope", [](Recorded &r, std::vector<double> inverse, double scale) { return r.program.add_rope(std::move(inverse), scale); })
+      .def("embed", &Recorded::embed)
+      .def("linear", &Recorded::linear, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
+      .def("gated", &Recorded::gated, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
+      .def("attention", &Recorded::attention)
+      .def("head", &Recorded::head, nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
+      .def("run", &Recorded::run);
+}

@@ -1,0 +1,283 @@
+// Matrix products over packed panels, written once for every format and level.
+//
+// One panel (16 rows) at a time. With few tokens the codes are decoded in registers as they stream from memory; with many,
+// a slab of the panel is decoded once into the L1 cache and applied to all tokens. Both run the same arithmetic in the same
+// order (per output: one fused multiply-add chain over ascending groups), so a token's result never depends on its company.
+#pragma once
+#include "ops.h"
+#include "simd.h"
+
+namespace ISA_NAMESPACE {
+
+constexpr int TOKENS = 4;      // tokens per register block
+constexpr int SLAB_COLS = 256; // columns decoded at once: 16 KB of codes or floats
+constexpr int PAIRS = BLOCK / 2;
+
+template <Format F> constexpr Scheme S = scheme(F);
+template <Format F> constexpr int GROUPS = BLOCK / S<F>.group;  // scale groups per 32 columns
+
+// ---- codes: vector v of a 32-column block holds columns 2v and 2v + 1 of 16 rows
+template <int WIDTH, int TO, int V> INLINE i16x32 plane_field(const uint8_t *plane) {
+  constexpr int fields = 16 / WIDTH;
+  return bit_field<V % fields * WIDTH, WIDTH, TO>(load_words(plane + V / fields * 64));
+}
+template <int BITS, int V> INLINE i16x32 decode_codes(const uint8_t *p) {
+  if constexpr (BITS == 8 && V % 2 == 0) return low_bytes(load_words(p + V / 2 * 64));
+  if constexpr (BITS == 8 && V % 2 == 1) return high_bytes(load_words(p + V / 2 * 64));
+  if constexpr (BITS == 4) return plane_field<4, 0, V>(p);
+  if constexpr (BITS == 2) return plane_field<2, 0, V>(p);
+  if constexpr (BITS == 5) return plane_field<4, 0, V>(p) | plane_field<1, 4, V>(p + 4 * 64);
+  if constexpr (BITS == 6) return plane_field<4, 0, V>(p) | plane_field<2, 4, V>(p + 4 * 64);
+  if constexpr (BITS == 3) return plane_field<2, 0, V>(p) | plane_field<1, 2, V>(p + 2 * 64);
+}
+
+// ---- scales of group g of a span
+template <Format F> INLINE f32x16 decode_scale(const uint8_t *scales, int g) {
+  if constexpr (S<F>.span == BLOCK) return load_f16((const uint16_t *)scales);
+  constexpr int groups = S<F>.span / S<F>.group;
+  const uint8_t *d = scales + groups * PANEL * (S<F>.has_min ? 2 : 1);
+  return load_i8((const int8_t *)scales + g * PANEL) * load_f16((const uint16_t *)d);
+}
+template <Format F> INLINE f32x16 decode_min(const uint8_t *scales, int g) {
+  if constexpr (S<F>.span == BLOCK) return load_f16((const uint16_t *)(scales + 2 * PANEL));
+  constexpr int groups = S<F>.span / S<F>.group;
+  return load_u8(scales + (groups + g) * PANEL) * load_f16((const uint16_t *)(scales + groups * PANEL * 2 + 2 * PANEL));
+}
+
+// ---- where a block's codes and scales come from: the packed panel, or a decoded slab
+template <Format F> struct Packed {
+  const uint8_t *panel;
+  template <int V> INLINE i16x32 codes(int64_t b) const {
+    constexpr int blocks = S<F>.span / BLOCK;
+    return decode_codes<S<F>.bits, V>(panel + b / blocks * record_bytes(S<F>) + b % blocks * S<F>.bits * 64);
+  }
+  INLINE const uint8_t *scales(int64_t b) const {
+    return panel + b / (S<F>.span / BLOCK) * record_bytes(S<F>) + code_bytes(S<F>);
+  }
+  INLINE f32x16 scale(int64_t b, int g) const { return decode_scale<F>(scales(b), (int)(b % (S<F>.span / BLOCK)) * GROUPS<F> + g); }
+  INLINE f32x16 min(int64_t b, int g) const { return decode_min<F>(scales(b), (int)(b % (S<F>.span / BLOCK)) * GROUPS<F> + g); }
+};
+template <Format F> struct Slab {
+  uint8_t *code_rows;  // [SLAB_COLS / 2][64]
+  float *scale_rows;   // [SLAB_COLS / group][16]
+  float *min_rows;
+  template <int V> INLINE i16x32 codes(int64_t b) const { return load_words(code_rows + (b * PAIRS + V) * 64); }
+  INLINE f32x16 scale(int64_t b, int g) const { return load(scale_rows + (b * GROUPS<F> + g) * PANEL); }
+  INLINE f32x16 min(int64_t b, int g) const { return load(min_rows + (b * GROUPS<F> + g) * PANEL); }
+
+  template <int V> INLINE void decode_from(const Packed<F> &packed, int64_t from, int64_t b) const {
+    if constexpr (V < PAIRS) {
+      store_words(code_rows + (b * PAIRS + V) * 64, packed.template codes<V>(from + b));
+      decode_from<V + 1>(packed, from, b);
+    }
+  }
+  INLINE void decode(const Packed<F> &packed, int64_t from, int64_t n_blocks) const {
+    for (int64_t b = 0; b < n_blocks; b++) {
+      decode_from<0>(packed, from, b);
+      for (int g = 0; g < GROUPS<F>; g++) {
+        store(scale_rows + (b * GROUPS<F> + g) * PANEL, packed.scale(from + b, g));
+        if constexpr (S<F>.has_min) store(min_rows + (b * GROUPS<F> + g) * PANEL, packed.min(from + b, g));
+      }
+    }
+  }
+};
+
+// ---- integer products
+template <Format F, int T, int V, int V_END, class Source>
+INLINE void dot_pairs(const Source &w, int64_t b, const int16_t *const *a, i32x16 (&sum)[T]) {
+  if constexpr (V < V_END) {
+    const i16x32 codes = w.template codes<V>(b);
+    for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], codes, a[t] + 2 * V);
+    dot_pairs<F, T, V + 1, V_END>(w, b, a, sum);
+  }
+}
+template <Format F, int T, int G, class Source>
+INLINE void accumulate_groups(const Source &w, int64_t b, const Activations &x, int64_t xb, const int16_t *const *a, int t0, f32x16 (&acc)[T]) {
+  if constexpr (G < GROUPS<F>) {
+    constexpr bool halves = GROUPS<F> == 2;
+    const int64_t n_blocks = x.n_cols / BLOCK, n_sums = n_blocks * GROUPS<F>;
+    i32x16 sum[T];
+    for (int t = 0; t < T; t++) {
+      if constexpr (S<F>.zero >= 0)
+        sum[t] = negate(shift_left<S<F>.zero>(int_splat((halves ? x.sums16 : x.sums32)[(t0 + t) * n_sums + xb * GROUPS<F> + G])));
+      else
+        sum[t] = int_splat(0);
+    }
+    dot_pairs<F, T, G * PAIRS / GROUPS<F>, (G + 1) * PAIRS / GROUPS<F>>(w, b, a, sum);
+    const f32x16 scale = w.scale(b, G);
+    for (int t = 0; t < T; t++) acc[t] = fma(to_float(sum[t]), scale * splat(x.scales[(t0 + t) * n_blocks + xb]), acc[t]);
+    if constexpr (S<F>.has_min) {
+      const f32x16 min = w.min(b, G);
+      for (int t = 0; t < T; t++)
+        acc[t] = fma(min, splat((halves ? x.scaled16 : x.scaled32)[(t0 + t) * n_sums + xb * GROUPS<F> + G]), acc[t]);
+    }
+    accumulate_groups<F, T, G + 1>(w, b, x, xb, a, t0, acc);
+  }
+}
+// acc[t] += the products of blocks [0, n_blocks) of `w`, which are columns from block x_block of the activations.
+template <Format F, int T, class Source>
+INLINE void dot_blocks(const Source &w, int64_t n_blocks, const Activations &x, int64_t x_block, int t0, f32x16 (&acc)[T]) {
+  for (int64_t b = 0; b < n_blocks; b++) {
+    const int16_t *a[T];
+    for (int t = 0; t < T; t++) a[t] = x.codes + (t0 + t) * x.n_cols + (x_block + b) * BLOCK;
+    accumulate_groups<F, T, 0>(w, b, x, x_block + b, a, t0, acc);
+  }
+}
+
+// ---- float products
+template <Format F, int T, class Load>
+INLINE void dot_columns(Load weight, int64_t k0, int64_t k1, const Activations &x, int t0, f32x16 (&acc)[T]) {
+  for (int64_t k = k0; k < k1; k++) {
+    const f32x16 w = weight(k);
+    for (int t = 0; t < T; t++) acc[t] = fma(w, splat(x.values[(t0 + t) * x.n_cols + k]), acc[t]);
+  }
+}
+template <Format F> INLINE f32x16 float_column(const uint8_t *panel, int64_t k) {
+  if constexpr (F == Format::F32) return load((const float *)panel + k * PANEL);
+  if constexpr (F == Format::F16) return load_f16((const uint16_t *)panel + k * PANEL);
+  const i16x32 pair = load_words(panel + k / 2 * 64);
+  return k & 1 ? bf16_odd(pair) : bf16_even(pair);
+}
+
+// ---- one panel for all tokens; sums: [n_tokens, 16]
+template <Format F, int T> INLINE void panel_direct(const uint8_t *panel, const Activations &x, int t0, float *sums) {
+  f32x16 acc[T];
+  for (int t = 0; t < T; t++) acc[t] = splat(0);
+  if constexpr (S<F>.integer) {
+    dot_blocks<F, T>(Packed<F>{panel}, x.n_cols / BLOCK, x, 0, t0, acc);
+  } else if constexpr (F == Format::BF16) {
+    for (int64_t k = 0; k + 1 < x.n_cols; k += 2) {
+      const i16x32 pair = load_words(panel + k * 32);
+      for (int t = 0; t < T; t++) acc[t] = fma(bf16_even(pair), splat(x.values[(t0 + t) * x.n_cols + k]), acc[t]);
+      for (int t = 0; t < T; t++) acc[t] = fma(bf16_odd(pair), splat(x.values[(t0 + t) * x.n_cols + k + 1]), acc[t]);
+    }
+    if (x.n_cols & 1) dot_columns<F, T>([&](int64_t k) { return float_column<F>(panel, k); }, x.n_cols - 1, x.n_cols, x, t0, acc);
+  } else {
+    dot_columns<F, T>([&](int64_t k) { return float_column<F>(panel, k); }, 0, x.n_cols, x, t0, acc);
+  }
+  for (int t = 0; t < T; t++) store(sums + (t0 + t) * PANEL, acc[t]);
+}
+
+template <Format F, int T>
+INLINE void slab_tokens(const Slab<F> &slab, const float *floats, int64_t k0, int64_t cols, const Activations &x, int t0, float *sums) {
+  f32x16 acc[T];
+  for (int t = 0; t < T; t++) acc[t] = k0 ? load(sums + (t0 + t) * PANEL) : splat(0);
+  if constexpr (S<F>.integer)
+    dot_blocks<F, T>(slab, cols / BLOCK, x, k0 / BLOCK, t0, acc);
+  else
+    dot_columns<F, T>([&](int64_t k) { return load(floats + (k - k0) * PANEL); }, k0, k0 + cols, x, t0, acc);
+  for (int t = 0; t < T; t++) store(sums + (t0 + t) * PANEL, acc[t]);
+}
+
+template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
+  float *floats = (float *)scratch;
+  Slab<F> slab{scratch, (float *)(scratch + SLAB_COLS * PANEL * 2), (float *)(scratch + SLAB_COLS * PANEL * 3)};
+  static_assert(!S<F>.integer || S<F>.group >= 16, "scales of a slab must fit their part of the scratch");
+  for (int64_t k0 = 0; k0 < x.n_cols; k0 += SLAB_COLS) {
+    const int64_t cols = x.n_cols - k0 < SLAB_COLS ? x.n_cols - k0 : SLAB_COLS;
+    if constexpr (S<F>.integer)
+      slab.decode(Packed<F>{panel}, k0 / BLOCK, cols / BLOCK);
+    else
+      for (int64_t k = 0; k < cols; k++) store(floats + k * PANEL, float_column<F>(panel, k0 + k));
+    int t = 0;
+    for (; t + TOKENS <= n_tokens; t += TOKENS) slab_tokens<F, TOKENS>(slab, floats, k0, cols, x, t, sums);
+    for (; t < n_tokens; t++) slab_tokens<F, 1>(slab, floats, k0, cols, x, t, sums);
+  }
+}
+
+template <Format F> void panel_product(const Weight &w, int64_t panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
+  const uint8_t *data = w.data + panel * w.panel_size();
+  switch (n_tokens) {
+    case 1: return panel_direct<F, 1>(data, x, 0, sums);
+    case 2: return panel_direct<F, 2>(data, x, 0, sums);
+    case 3: return panel_direct<F, 3>(data, x, 0, sums);
+    case 4: return panel_direct<F, 4>(data, x, 0, sums);
+    default: return panel_slabs<F>(data, x, n_tokens, sums, scratch);
+  }
+}
+
+using PanelProduct = void (*)(const Weight &, int64_t, const Activations &, int, float *, uint8_t *);
+constexpr PanelProduct PANEL_PRODUCTS[(int)Format::COUNT] = {
+    panel_product<Format::F32>,  panel_product<Format::F16>,  panel_product<Format::BF16>, panel_product<Format::Q8_0>,
+    panel_product<Format::Q4_0>, panel_product<Format::Q4_1>, panel_product<Format::Q5_0>, panel_product<Format::Q5_1>,
+    panel_product<Format::Q2_K>, panel_product<Format::Q3_K>, panel_product<Format::Q4_K>, panel_product<Format::Q5_K>,
+    panel_product<Format::Q6_K>};
+
+// ---- results of a panel: bias, activation, residual
+INLINE void finish_panel(const Matmul &m, int64_t panel, const float *sums, const float *up_sums) {
+  const int64_t row0 = panel * PANEL;
+  const int n_rows = (int)(m.w->n_rows - row0 < PANEL ? m.w->n_rows - row0 : PANEL);
+  float bias[PANEL] = {};
+  if (m.bias) memcpy(bias, m.bias + row0, n_rows * sizeof(float));
+  for (int t = 0; t < m.n_tokens; t++) {
+    float *out = m.out + t * m.out_stride + row0;
+    f32x16 y = load(sums + t * PANEL) + load(bias);
+    float tail[PANEL];
+    if (m.epilogue == Epilogue::SWIGLU) y = silu(y) * load(up_sums + t * PANEL);
+    if (m.epilogue == Epilogue::ADD) {
+      if (n_rows < PANEL) memcpy(tail, out, n_rows * sizeof(float));
+      y = y + load(n_rows < PANEL ? tail : out);
+    }
+    if (n_rows == PANEL) {
+      store(out, y);
+    } else {
+      store(tail, y);
+      memcpy(out, tail, n_rows * sizeof(float));
+    }
+  }
+}
+
+void matmul(const Matmul &m, int64_t panel0, int64_t panel1, uint8_t *scratch) {
+  float *sums = (float *)scratch, *up_sums = sums + MATMUL_TOKENS * PANEL;
+  uint8_t *slab = scratch + 2 * MATMUL_TOKENS * PANEL * sizeof(float);
+  for (int64_t p = panel0; p < panel1; p++) {
+    PANEL_PRODUCTS[(int)m.w->format](*m.w, p, *m.x, m.n_tokens, sums, slab);
+    if (m.up) PANEL_PRODUCTS[(int)m.up->format](*m.up, p, *m.x, m.n_tokens, up_sums, slab);
+    finish_panel(m, p, sums, up_sums);
+  }
+}
+
+// ---- one row as floats: the embedding lookup
+template <Format F, int V> INLINE void row_codes(const uint8_t *planes, int lane, int16_t *q) {
+  if constexpr (V < PAIRS) {
+    int16_t codes[32];
+    store_words(codes, decode_codes<S<F>.bits, V>(planes));
+    q[2 * V] = codes[2 * lane], q[2 * V + 1] = codes[2 * lane + 1];
+    row_codes<F, V + 1>(planes, lane, q);
+  }
+}
+template <Format F> void unpack_row_of(const Weight &w, int64_t row, float *out) {
+  const uint8_t *panel = w.data + row / PANEL * w.panel_size();
+  const int lane = (int)(row % PANEL);
+  float v[PANEL];
+  if constexpr (!S<F>.integer) {
+    for (int64_t k = 0; k < w.n_cols; k++) store(v, float_column<F>(panel, k)), out[k] = v[lane];
+  } else {
+    constexpr int blocks = S<F>.span / BLOCK;
+    for (int64_t b = 0; b < w.n_cols / BLOCK; b++) {
+      const uint8_t *record = panel + b / blocks * record_bytes(S<F>), *scales = record + code_bytes(S<F>);
+      int16_t q[BLOCK];
+      row_codes<F, 0>(record + b % blocks * S<F>.bits * 64, lane, q);
+      for (int g = 0; g < GROUPS<F>; g++) {
+        const int group = (int)(b % blocks) * GROUPS<F> + g;
+        store(v, decode_scale<F>(scales, group));
+        const float scale = v[lane];
+        float min = 0;
+        if constexpr (S<F>.has_min) store(v, decode_min<F>(scales, group)), min = v[lane];
+        constexpr int zero = S<F>.zero >= 0 ? 1 << S<F>.zero : 0;
+        for (int i = g * S<F>.group; i < (g + 1) * S<F>.group && i < BLOCK; i++) {
+          out[b * BLOCK + i] = (float)(q[i] - zero) * scale + min;
+        }
+      }
+    }
+  }
+}
+using UnpackRow = void (*)(const Weight &, int64_t, float *);
+constexpr UnpackRow UNPACK_ROWS[(int)Format::COUNT] = {
+    unpack_row_of<Format::F32>,  unpack_row_of<Format::F16>,  unpack_row_of<Format::BF16>, unpack_row_of<Format::Q8_0>,
+    unpack_row_of<Format::Q4_0>, unpack_row_of<Format::Q4_1>, unpack_row_of<Format::Q5_0>, unpack_row_of<Format::Q5_1>,
+    unpack_row_of<Format::Q2_K>, unpack_row_of<Format::Q3_K>, unpack_row_of<Format::Q4_K>, unpack_row_of<Format::Q5_K>,
+    unpack_row_of<Format::Q6_K>};
+void unpack_row(const Weight &w, int64_t row, float *out) { UNPACK_ROWS[(int)w.format](w, row, out); }
+
+}  // namespace ISA_NAMESPACE

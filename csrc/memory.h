@@ -1,0 +1,31 @@
+// Big memory: anonymous pages, huge where the system offers them, handed out in order and freed together.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+class Region {  // zero-filled; throws std::bad_alloc
+ public:
+  explicit Region(size_t bytes);
+  ~Region();
+  Region(const Region &) = delete;
+  uint8_t *data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  uint8_t *data_;
+  size_t size_;
+};
+
+struct Span {  // a piece of a region that it keeps alive
+  std::shared_ptr<Region> owner;
+  uint8_t *data;
+};
+
+class Arena {
+ public:
+  Span take(size_t bytes);  // 64-byte aligned
+ private:
+  std::shared_ptr<Region> current_;
+  size_t used_ = 0;
+};

@@ -1,0 +1,81 @@
+// The kernel API: what one instruction-set level provides, as plain structs and function pointers.
+//
+// Narrow on purpose: program.cpp calls kernels only through this table, so a level is one file that fills it, and no kernel
+// knows of programs, threads or Python. A kernel does the part of its work that the caller names and touches nothing else.
+#pragma once
+#include <cstdint>
+
+#include "formats.h"
+
+constexpr float MASKED = -1e30f;  // the score of a position that may not be seen
+
+constexpr int KV_BLOCK = 32;    // tokens in a KV block; equals freehold.core.KV_BLOCK
+constexpr int KV_SPLIT = 256;   // tokens whose softmax is computed in one piece; fixed, so results never depend on threads
+constexpr int MAX_ROWS = 32;    // query rows of one attention call
+constexpr int MAX_HEAD_DIM = 256;
+
+// Activations of one linear operation, [n_tokens, n_cols] in every form its weights need.
+// Integer form: code = round(x / scale) in 16 bits, scale = max|x| / 32767 per 32 columns; 8 bits would be faster and cost
+// a tenth of a nat in log-probabilities on small models. Zero points and minimums need the sums of codes.
+struct Activations {
+  int64_t n_cols;
+  float *values;    // [n_tokens, n_cols]
+  int16_t *codes;   // [n_tokens, n_cols]
+  float *scales;    // [n_tokens, n_cols / 32]
+  int32_t *sums16;  // [n_tokens, n_cols / 16] sums of codes over 16 and over 32 columns
+  int32_t *sums32;  // [n_tokens, n_cols / 32]
+  float *scaled16;  // [n_tokens, n_cols / 16] the same sums times the scale
+  float *scaled32;  // [n_tokens, n_cols / 32]
+};
+
+enum class Epilogue : int { STORE, ADD, SWIGLU };
+
+struct Matmul {  // out[t, r] (+)= sum_k w[r, k] * x[t, k] + bias[r]; SWIGLU: out = silu(w x) * (up x)
+  const Weight *w;
+  const Weight *up;      // only for SWIGLU
+  const float *bias;     // [n_rows] or null
+  const Activations *x;
+  float *out;            // [n_tokens, out_stride]
+  int64_t out_stride;
+  int n_tokens;
+  Epilogue epilogue;
+};
+
+struct Attention {  // causal attention of a few query tokens of one sequence, for one KV head and its n_group query heads
+  const float *q;         // [n_tokens, q_stride]; this KV head's query heads start at column 0
+  int64_t q_stride;
+  const uint16_t *kv;     // this layer's part of block 0
+  const int32_t *blocks;  // the sequence's block ids
+  int64_t block_elems;    // bf16 elements from one block to the next
+  int64_t head_offset;    // where this head starts inside the layer's part
+  int head_dim, n_group;
+  int n_tokens, first_pos;  // query positions first_pos .. first_pos + n_tokens - 1
+  int window;               // 0: everything before; n: the last n positions, itself included
+  float scale;
+};
+
+// Running softmax of `rows` = n_tokens * n_group query rows: maximum, sum of exponentials, and the output so far.
+struct SoftmaxState {
+  float *max, *sum;  // [rows]
+  float *out;        // [rows, head_dim]
+};
+
+struct Kernels {
+  const char *isa;
+  // x[n_cols] -> token t of the activations: RMS-normalised if `norm` is given, and in integer form too if `quantise`.
+  void (*prepare)(const float *x, const float *norm, float eps, bool quantise, const Activations &, int t);
+  void (*matmul)(const Matmul &, int64_t panel0, int64_t panel1, uint8_t *scratch);
+  void (*unpack_row)(const Weight &, int64_t row, float *out);
+  // Rotates pairs (i, i + dim / 2) of n_heads heads; cos, sin: [dim / 2] for this token.
+  void (*rope)(float *x, int n_heads, int dim, const float *cos, const float *sin);
+  void (*append_kv)(const float *k, const float *v, uint16_t *block, int slot, int n_heads, int head_dim);
+  // The softmax of KV positions [split * KV_SPLIT, (split + 1) * KV_SPLIT) alone, unnormalised; scores: [rows, KV_SPLIT].
+  void (*attend_split)(const Attention &, int split, float *scores, const SoftmaxState &);
+  // state += part, for `rows` rows. Splits are merged in ascending order, whoever computed them.
+  void (*merge_split)(const SoftmaxState &state, const SoftmaxState &part, int rows, int head_dim);
+  // out[row] = state.out / state.sum, row r at out + r / n_group * out_stride + r % n_group * head_dim.
+  void (*finish_rows)(const SoftmaxState &state, int rows, int n_group, int head_dim, float *out, int64_t out_stride);
+};
+
+constexpr int64_t MATMUL_SCRATCH = 160 * 1024;  // bytes per thread for decoded weights and partial sums
+constexpr int MATMUL_TOKENS = 512;              // most tokens of one matmul call; bounds the partial sums

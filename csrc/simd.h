@@ -1,0 +1,268 @@
+// The vector model that every kernel body is written in: 16 float lanes, 16 int32 lanes, 32 int16 lanes (two per row).
+//
+// One section per instruction set implements the same ~30 operations with the same rounding and the same lane order, so a
+// kernel written over them gives bit-identical results on every level. Included once per target file, inside that target's
+// namespace (ISA_NAMESPACE); must not include std containers, or the linker could keep a copy compiled for a newer processor.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(ISA_AVX512) || defined(ISA_AVX2)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace ISA_NAMESPACE {
+
+#if defined(ISA_AVX512)
+// ---------------------------------------------------------------- AVX-512 F, BW, DQ, VL, VNNI
+struct f32x16 { __m512 v; };
+struct i32x16 { __m512i v; };
+struct i16x32 { __m512i v; };
+
+INLINE f32x16 load(const float *p) { return {_mm512_loadu_ps(p)}; }
+INLINE void store(float *p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
+INLINE f32x16 splat(float a) { return {_mm512_set1_ps(a)}; }
+INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+INLINE f32x16 operator/(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+INLINE f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+INLINE f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+INLINE f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
+INLINE f32x16 select_less(f32x16 a, f32x16 b, f32x16 yes, f32x16 no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+}
+INLINE f32x16 to_float(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+INLINE i32x16 round_to_int(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+INLINE f32x16 scale_by_pow2(f32x16 a, i32x16 n) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(n.v, 23)))};
+}
+INLINE f32x16 load_f16(const uint16_t *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
+INLINE f32x16 load_i8(const int8_t *p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))}; }
+INLINE f32x16 load_u8(const uint8_t *p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)))}; }
+INLINE void store_i16(int16_t *p, i32x16 a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(a.v)); }
+INLINE i16x32 load_words(const void *p) { return {_mm512_loadu_si512(p)}; }
+INLINE void store_words(void *p, i16x32 a) { _mm512_storeu_si512(p, a.v); }
+INLINE f32x16 bf16_even(i16x32 a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
+INLINE f32x16 bf16_odd(i16x32 a) { return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32((int)0xffff0000)))}; }
+INLINE i32x16 int_splat(int32_t a) { return {_mm512_set1_epi32(a)}; }
+INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+template <int SHIFT> INLINE i32x16 shift_left(i32x16 a) { return {_mm512_slli_epi32(a.v, SHIFT)}; }
+// Bits [SHIFT, SHIFT + WIDTH) of every word, moved to start at bit TO.
+template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
+  __m512i x = a.v;
+  if constexpr (SHIFT > TO) x = _mm512_srli_epi16(x, SHIFT - TO);
+  if constexpr (SHIFT < TO) x = _mm512_slli_epi16(x, TO - SHIFT);
+  if constexpr (SHIFT == TO || SHIFT + WIDTH < 16) x = _mm512_and_si512(x, _mm512_set1_epi16((short)(((1 << WIDTH) - 1) << TO)));
+  return {x};
+}
+INLINE i16x32 operator|(i16x32 a, i16x32 b) { return {_mm512_or_si512(a.v, b.v)}; }
+INLINE i16x32 low_bytes(i16x32 a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }  // sign-extended
+INLINE i16x32 high_bytes(i16x32 a) { return {_mm512_srai_epi16(a.v, 8)}; }
+// Adds to each row's sum the products of its two words with two activations, the same for all rows.
+INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {
+  int32_t pair;
+  memcpy(&pair, a, 4);
+  return {_mm512_dpwssd_epi32(sum.v, codes.v, _mm512_set1_epi32(pair))};
+}
+
+#elif defined(ISA_AVX2)
+// ---------------------------------------------------------------- AVX2, FMA, F16C
+struct f32x16 { __m256 lo, hi; };
+struct i32x16 { __m256i lo, hi; };
+struct i16x32 { __m256i lo, hi; };
+
+INLINE f32x16 load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+INLINE void store(float *p, f32x16 a) { _mm256_storeu_ps(p, a.lo), _mm256_storeu_ps(p + 8, a.hi); }
+INLINE f32x16 splat(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+INLINE f32x16 operator/(f32x16 a, f32x16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+INLINE f32x16 max(f32x16 a, f32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+INLINE f32x16 min(f32x16 a, f32x16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+INLINE f32x16 abs(f32x16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+INLINE f32x16 select_less(f32x16 a, f32x16 b, f32x16 yes, f32x16 no) {
+  return {_mm256_blendv_ps(no.lo, yes.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
+          _mm256_blendv_ps(no.hi, yes.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
+}
+INLINE f32x16 to_float(i32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+INLINE i32x16 round_to_int(f32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+INLINE f32x16 scale_by_pow2(f32x16 a, i32x16 n) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.lo), _mm256_slli_epi32(n.lo, 23))),
+          _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.hi), _mm256_slli_epi32(n.hi, 23)))};
+}
+INLINE f32x16 load_f16(const uint16_t *p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+}
+INLINE f32x16 load_i8(const int8_t *p) {
+  __m128i b = _mm_loadu_si128((const __m128i *)p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)))};
+}
+INLINE f32x16 load_u8(const uint8_t *p) {
+  __m128i b = _mm_loadu_si128((const __m128i *)p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)))};
+}
+INLINE void store_i16(int16_t *p, i32x16 a) {
+  _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8));
+}
+INLINE i16x32 load_words(const void *p) {
+  return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1)};
+}
+INLINE void store_words(void *p, i16x32 a) { _mm256_storeu_si256((__m256i *)p, a.lo), _mm256_storeu_si256((__m256i *)p + 1, a.hi); }
+INLINE f32x16 bf16_even(i16x32 a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(a.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(a.hi, 16))};
+}
+INLINE f32x16 bf16_odd(i16x32 a) {
+  const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+  return {_mm256_castsi256_ps(_mm256_and_si256(a.lo, high)), _mm256_castsi256_ps(_mm256_and_si256(a.hi, high))};
+}
+INLINE i32x16 int_splat(int32_t a) { return {_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
+INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+template <int SHIFT> INLINE i32x16 shift_left(i32x16 a) { return {_mm256_slli_epi32(a.lo, SHIFT), _mm256_slli_epi32(a.hi, SHIFT)}; }
+template <int SHIFT, int WIDTH, int TO> INLINE __m256i bit_field(__m256i x) {
+  if constexpr (SHIFT > TO) x = _mm256_srli_epi16(x, SHIFT - TO);
+  if constexpr (SHIFT < TO) x = _mm256_slli_epi16(x, TO - SHIFT);
+  if constexpr (SHIFT == TO || SHIFT + WIDTH < 16) x = _mm256_and_si256(x, _mm256_set1_epi16((short)(((1 << WIDTH) - 1) << TO)));
+  return x;
+}
+template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
+  return {bit_field<SHIFT, WIDTH, TO>(a.lo), bit_field<SHIFT, WIDTH, TO>(a.hi)};
+}
+INLINE i16x32 operator|(i16x32 a, i16x32 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+INLINE i16x32 low_bytes(i16x32 a) {
+  return {_mm256_srai_epi16(_mm256_slli_epi16(a.lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(a.hi, 8), 8)};
+}
+INLINE i16x32 high_bytes(i16x32 a) { return {_mm256_srai_epi16(a.lo, 8), _mm256_srai_epi16(a.hi, 8)}; }
+INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {
+  int32_t pair;
+  memcpy(&pair, a, 4);
+  const __m256i act = _mm256_set1_epi32(pair);
+  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(codes.lo, act)), _mm256_add_epi32(sum.hi, _mm256_madd_epi16(codes.hi, act))};
+}
+
+#else
+// ---------------------------------------------------------------- plain C++ with compiler vectors: any processor
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef int16_t i16x16 __attribute__((vector_size(32)));
+typedef int16_t i16x32 __attribute__((vector_size(64)));
+typedef uint16_t u16x32 __attribute__((vector_size(64)));
+
+#define LANES _Pragma("GCC unroll 1") for (int i = 0; i < 16; i++)
+template <class V> INLINE V load_any(const void *p) { V r; memcpy(&r, p, sizeof(V)); return r; }
+INLINE f32x16 load(const float *p) { return load_any<f32x16>(p); }
+INLINE void store(float *p, f32x16 a) { memcpy(p, &a, 64); }
+INLINE f32x16 splat(float a) { return a - f32x16{}; }
+INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { LANES c[i] = __builtin_fmaf(a[i], b[i], c[i]); return c; }
+INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
+INLINE f32x16 abs(f32x16 a) { return (f32x16)((u32x16)a & 0x7fffffffu); }
+INLINE f32x16 select_less(f32x16 a, f32x16 b, f32x16 yes, f32x16 no) { return a < b ? yes : no; }
+INLINE f32x16 to_float(i32x16 a) { return __builtin_convertvector(a, f32x16); }
+INLINE i32x16 round_to_int(f32x16 a) {  // ties to even; what does not fit gives INT_MIN, as the vector instructions do
+  i32x16 r;
+  LANES r[i] = a[i] >= -2147483648.0f && a[i] < 2147483648.0f ? (int32_t)__builtin_nearbyintf(a[i]) : INT32_MIN;
+  return r;
+}
+INLINE f32x16 scale_by_pow2(f32x16 a, i32x16 n) { return (f32x16)((u32x16)a + ((u32x16)n << 23)); }
+INLINE f32x16 load_f16(const uint16_t *p) {
+  const u32x16 h = __builtin_convertvector(load_any<u16x16>(p), u32x16);
+  const u32x16 sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 1023u;
+  const u32x16 normal = ((exponent + 112u) << 23) | (mantissa << 13);
+  const u32x16 special = (mantissa << 13) | 0x7f800000u;
+  const u32x16 small = (u32x16)(to_float((i32x16)mantissa) * 5.9604644775390625e-8f);  // zero and subnormals: m * 2^-24
+  return (f32x16)(sign | (exponent == 31u ? special : exponent == 0u ? small : normal));
+}
+INLINE f32x16 load_i8(const int8_t *p) { return __builtin_convertvector(load_any<i8x16>(p), f32x16); }
+INLINE f32x16 load_u8(const uint8_t *p) { return __builtin_convertvector(load_any<u8x16>(p), f32x16); }
+INLINE void store_i16(int16_t *p, i32x16 a) {  // what does not fit saturates, as the vector instructions do
+  a = a > 32767 ? 32767 - i32x16{} : a < -32768 ? -32768 - i32x16{} : a;
+  const i16x16 words = __builtin_convertvector(a, i16x16);
+  memcpy(p, &words, 32);
+}
+INLINE i16x32 load_words(const void *p) { return load_any<i16x32>(p); }
+INLINE void store_words(void *p, i16x32 a) { memcpy(p, &a, 64); }
+INLINE f32x16 bf16_even(i16x32 a) { return (f32x16)((u32x16)a << 16); }
+INLINE f32x16 bf16_odd(i16x32 a) { return (f32x16)((u32x16)a & 0xffff0000u); }
+INLINE i32x16 int_splat(int32_t a) { return a - i32x16{}; }
+template <int SHIFT> INLINE i32x16 shift_left(i32x16 a) { return (i32x16)((u32x16)a << SHIFT); }
+template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
+  return (i16x32)(((u16x32)a >> SHIFT & (uint16_t)((1 << WIDTH) - 1)) << TO);
+}
+INLINE i16x32 low_bytes(i16x32 a) { return (i16x32)((u16x32)a << 8) >> 8; }
+INLINE i16x32 high_bytes(i16x32 a) { return a >> 8; }
+INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {  // word 0 of a lane is its low half (little-endian)
+  const i32x16 both = (i32x16)codes;
+  return sum + ((i32x16)((u32x16)both << 16) >> 16) * (int32_t)a[0] + (both >> 16) * (int32_t)a[1];
+}
+#undef LANES
+#endif
+
+// ---------------------------------------------------------------- written once over the operations above
+INLINE i32x16 negate(i32x16 a) {
+#if defined(ISA_AVX512)
+  return {_mm512_sub_epi32(_mm512_setzero_si512(), a.v)};
+#elif defined(ISA_AVX2)
+  return {_mm256_sub_epi32(_mm256_setzero_si256(), a.lo), _mm256_sub_epi32(_mm256_setzero_si256(), a.hi)};
+#else
+  return -a;
+#endif
+}
+
+// Horizontal reductions in one fixed tree, so that no level differs from another.
+INLINE float reduce_add(f32x16 a) {
+  float v[16];
+  store(v, a);
+  for (int n = 8; n; n /= 2)
+    for (int i = 0; i < n; i++) v[i] += v[i + n];
+  return v[0];
+}
+INLINE float reduce_max(f32x16 a) {
+  float v[16];
+  store(v, a);
+  for (int n = 8; n; n /= 2)
+    for (int i = 0; i < n; i++) v[i] = v[i] > v[i + n] ? v[i] : v[i + n];
+  return v[0];
+}
+
+// e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial. Below -87 the result is exactly 0.
+INLINE f32x16 exp(f32x16 x) {
+  const f32x16 low = splat(-87.0f);
+  f32x16 clamped = min(max(x, low), splat(88.0f));
+  i32x16 n = round_to_int(clamped * splat(1.44269504088896341f));
+  f32x16 fn = to_float(n);
+  f32x16 r = fma(fn, splat(-0.693145751953125f), clamped);
+  r = fma(fn, splat(-1.42860682030941723e-6f), r);
+  f32x16 p = fma(r, splat(1.3888889e-3f), splat(8.3333333e-3f));
+  p = fma(p, r, splat(4.16666667e-2f));
+  p = fma(p, r, splat(1.66666667e-1f));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  return select_less(x, low, splat(0.0f), scale_by_pow2(p, n));
+}
+
+INLINE f32x16 silu(f32x16 x) { return x / (splat(1.0f) + exp(splat(0.0f) - x)); }
+
+INLINE uint16_t to_bf16(float f) {  // round to nearest even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
+  return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+}  // namespace ISA_NAMESPACE

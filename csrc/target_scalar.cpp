@@ -1,0 +1,3 @@
+// The plain C++ level: any processor, and the yardstick for the others.
+#define ISA_NAMESPACE scalar
+#include "target.h"

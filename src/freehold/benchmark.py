@@ -1,0 +1,153 @@
+"""How fast a loaded model is here, and how much of the memory's speed it uses.
+
+Owns the measuring: through the engine, as any request goes, with random prompts that no cache has seen, medians of
+several runs. Knows no command line. Decode's roofline: each step must read the weights once, and each sequence's keys
+and values up to its position, at no more than the bandwidth measured on this machine in the same process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from freehold import kernels
+from freehold.budget import kv_bytes_per_token
+from freehold.core import SamplingParams
+from freehold.engine import Generation
+from freehold.errors import FreeholdError, RequestError
+from freehold.runtime import LocalModel
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What to measure: prefill of `n_prefill` tokens; decode of `n_decode` tokens after a prompt of `depth`.
+
+    Both for `batch` sequences at once, `n_runs` times each, after one run that is not counted.
+    """
+
+    n_prefill: int = 512
+    n_decode: int = 64
+    depth: int = 512
+    batch: int = 1
+    n_runs: int = 3
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_prefill", 1), ("n_decode", 2), ("depth", 1), ("batch", 1), ("n_runs", 1)):
+            if getattr(self, name) < least:
+                raise RequestError(f"{name} is {getattr(self, name)}; expected a whole number >= {least}")
+
+    @property
+    def context(self) -> int:
+        """Tokens one sequence must be able to hold."""
+        return max(self.n_prefill + 1, self.depth + self.n_decode + 1)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Medians over the runs. Rates are tokens per second of all sequences together, bandwidth is in GB/s.
+
+    `roofline` is the part of the measured bandwidth that decode's unavoidable reads reach; above 1 the weights come
+    from a cache. `bytes_per_step` are those reads: all resident weights once, and the KV cache of every sequence.
+    """
+
+    prefill: float
+    prefill_runs: tuple[float, ...]
+    decode: float
+    decode_runs: tuple[float, ...]
+    bytes_per_step: int
+    bandwidth: float
+    roofline: float
+
+
+def measure(model: LocalModel, work: Workload, *, seed: int = 0) -> Measurement:
+    """Run the workload. Load `model` for `work.context` tokens and `work.batch` conversations, without prefix cache."""
+    if work.context > model.max_context:
+        raise RequestError(
+            f"this workload needs a context of {work.context} tokens; {model.name} was loaded with {model.max_context}"
+        )
+    rng = np.random.default_rng(seed)
+    prefill, decode = [], []
+    for _ in range(work.n_runs + 1):
+        arrivals, start = _run(model, rng, work.n_prefill, 1, work.batch)
+        prefill.append(work.batch * work.n_prefill / (max(times[0] for times in arrivals) - start))
+        arrivals, _ = _run(model, rng, work.depth, work.n_decode + 1, work.batch)
+        decode.append(_decode_rate(arrivals))
+    prefill, decode = prefill[1:], decode[1:]
+    bandwidth = kernels.measure_bandwidth(model.n_threads)
+    rate = statistics.median(decode)
+    bytes_per_step = model.plan.weight_bytes + work.batch * _kv_bytes(model, work.depth + work.n_decode // 2)
+    return Measurement(
+        prefill=statistics.median(prefill),
+        prefill_runs=tuple(prefill),
+        decode=rate,
+        decode_runs=tuple(decode),
+        bytes_per_step=bytes_per_step,
+        bandwidth=bandwidth,
+        roofline=bytes_per_step * (rate / work.batch) / (bandwidth * 1e9),
+    )
+
+
+def peak_memory() -> int | None:
+    """Most bytes this process has had resident so far; None where the system does not say."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def _run(
+    model: LocalModel, rng: np.random.Generator, n_prompt: int, n_tokens: int, batch: int
+) -> tuple[list[list[float]], float]:
+    """Generate `n_tokens` after `batch` random prompts: when each token of each sequence arrived, and the start."""
+    params = SamplingParams(max_tokens=n_tokens)
+    prompts = [rng.integers(0, model.vocab_size, n_prompt).tolist() for _ in range(batch)]
+    start = time.perf_counter()
+    generations = [model.engine.submit(prompt, params) for prompt in prompts]
+    arrivals: list[list[float]] = [[] for _ in range(batch)]
+    errors: list[FreeholdError] = []
+
+    def read(generation: Generation, times: list[float]) -> None:
+        try:
+            times.extend(time.perf_counter() for _ in generation)
+        except FreeholdError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read, args=pair) for pair in zip(generations, arrivals, strict=True)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for generation in generations:
+            generation.cancel()
+    if errors:
+        raise errors[0]
+    assert all(len(times) == n_tokens for times in arrivals), "without stop ids every sequence runs to its limit"
+    return arrivals, start
+
+
+def _decode_rate(arrivals: Sequence[Sequence[float]]) -> float:
+    """Tokens per second of all sequences together, over the time when all of them were decoding."""
+    begin = max(times[0] for times in arrivals)
+    end = min(times[-1] for times in arrivals)
+    if end <= begin:
+        raise RequestError("the first sequence ended before the last began; measure more tokens (--tg)")
+    return sum(begin < moment <= end for times in arrivals for moment in times) / (end - begin)
+
+
+def _kv_bytes(model: LocalModel, position: int) -> int:
+    """KV bytes one sequence's step reads at `position`: windowed layers read their window only."""
+    return sum(
+        kv_bytes_per_token([spec], 2) * (position if spec.window is None else min(position, spec.window))
+        for spec in model.kv_specs
+    )

@@ -1,0 +1,258 @@
+"""The command line: one function per command.
+
+Owns options and help texts. The work is done below, in `terminal` and under it; slow modules are imported by the
+command that needs them, so that help appears at once. Errors and exit statuses are `terminal.guard`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from freehold import __version__
+from freehold.errors import RequestError
+from freehold.terminal.console import Progress, human_bytes, note
+from freehold.terminal.guard import GuardedCommand
+
+if TYPE_CHECKING:
+    from freehold.runtime import SamplingOptions
+
+Precision = Literal["reference", "exact", "fast"]
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A catalogue name, a model directory or a .gguf file.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(help="exact: weights as published. fast: int8 activations. reference: the slow float32 oracle."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, max=1024, show_default=False, help="Worker threads. Default: one per usable core.")
+]
+
+app = typer.Typer(
+    name="freehold",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich would take longer to import than everything else together
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the `freehold` command."""
+    app(prog_name="freehold")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"freehold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def freehold(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run open-weight language models on your own processor.
+
+    `freehold run "What is the capital of France?"` fetches the default model on first use and answers.
+    """
+
+
+@app.command(cls=GuardedCommand, context_settings={"allow_extra_args": True})
+def run(
+    ctx: typer.Context,
+    first: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help="What to run.")] = None,
+    second: Annotated[str | None, typer.Argument(metavar="PROMPT", show_default=False, help="What to ask.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", show_default=False, help="The model; what follows is then the prompt."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(show_default=False, help="System message.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(show_default=False, help="0 is greedy; higher is more varied.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(show_default=False, help="Sample from this share of probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(show_default=False, help="Sample from the K likeliest tokens.")] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(show_default=False, help="Drop tokens below this share of the likeliest one's probability."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(show_default=False, help="Most tokens an answer may have.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(show_default=False, help="End the answer before this text. Repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Speeds and token counts on standard error.")
+    ] = False,
+    context: Annotated[
+        int | None,
+        typer.Option(show_default=False, help="Tokens a conversation may hold. Default: the model's, or what fits."),
+    ] = None,
+    threads: ThreadsOption = None,
+    precision: PrecisionOption = "exact",
+) -> None:
+    """Ask a model one question, or chat with it.
+
+    With a PROMPT, or piped standard input, the answer goes to standard output and all else to standard error. Without,
+    an interactive chat starts; /help lists its commands.
+
+    MODEL is a catalogue name (`freehold ls --all` lists them), a model directory or a .gguf file; without one, the
+    default model answers. A single word alone is read as MODEL if it names a model of the catalogue or the store, or an
+    existing model path, or is written as a path (./x, /x, ~/x, x.gguf); every other text is the PROMPT. -m NAME removes
+    doubt.
+
+    Piped input joins the prompt: first PROMPT, then a blank line, then the piped text.
+
+    Sampling options left out take what the model's publisher recommends, or greedy decoding.
+    """
+    # Imported here: these bring numpy, tokenizers and the kernels.
+    from freehold.terminal.ask import AnswerOptions, ask, ask_json
+    from freehold.terminal.opening import open_model, read_request
+
+    words = [word for word in (first, second, *ctx.args) if word is not None]
+    request = read_request(words, model)
+    if request.prompt is None and (as_json or not sys.stdin.isatty()):
+        raise RequestError('no prompt; give one as in freehold run "Why is the sky blue?", or pipe it in')
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    sampling = cast("SamplingOptions", {name: value for name, value in given.items() if value is not None})
+    options = AnswerOptions(system, sampling, max_tokens, tuple(stop or ()), verbose)
+    with open_model(request.model, precision=precision, context=context, threads=threads) as loaded:
+        if as_json:
+            print(ask_json(loaded, cast(str, request.prompt), options))
+        elif request.prompt is not None:
+            ask(loaded, request.prompt, options)
+        else:
+            from freehold.terminal.chat import open_chat  # nothing but a chat needs the line editor
+
+            open_chat(loaded, options)
+
+
+@app.command(cls=GuardedCommand)
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the catalogue.")],
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            show_default=False,
+            help="Take the bytes from a file fetched by hand; verified all the same.",
+        ),
+    ] = None,
+) -> None:
+    """Fetch a model into the store and verify it."""
+    from freehold.hub import Store
+    from freehold.hub.sources import pull as fetch
+
+    with Progress(f"downloading {name}") as progress:
+        path = fetch(name, Store(), progress=progress, note=note, source_file=from_file)
+    print(path)
+
+
+@app.command(cls=GuardedCommand)
+def ls(
+    as_json: JsonOption = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Also what the catalogue could fetch.")] = False,
+) -> None:
+    """List the models in the store."""
+    from freehold.terminal.report import list_models, render_models
+
+    rows = list_models(everything)
+    print(json.dumps(rows, indent=2) if as_json else render_models(rows))
+
+
+@app.command(cls=GuardedCommand)
+def rm(name: Annotated[str, typer.Argument(metavar="NAME", help="A model of the store.")]) -> None:
+    """Delete a model from the store."""
+    from freehold.hub import Store
+    from freehold.hub.catalog import find_entry
+
+    entry = find_entry(name)
+    store = Store()
+    freed = store.find(entry.name if entry else name)
+    store.remove(entry.name if entry else name)
+    note(f"removed {name}, {human_bytes(freed.n_bytes if freed else 0)}")
+
+
+@app.command(cls=GuardedCommand)
+def show(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Describe a model and the memory it needs."""
+    from freehold.terminal.report import describe_model, render_model
+
+    facts = describe_model(model)
+    print(json.dumps(facts, indent=2) if as_json else render_model(facts))
+
+
+@app.command(cls=GuardedCommand)
+def doctor(as_json: JsonOption = False) -> None:
+    """Report what Freehold will use of this machine.
+
+    Processor and kernels, cores, memory, measured bandwidth, store; and each problem found, with its remedy.
+    """
+    from freehold.terminal.report import describe_machine, render_machine
+
+    facts = describe_machine()
+    print(json.dumps(facts, indent=2) if as_json else render_machine(facts))
+
+
+@app.command(cls=GuardedCommand)
+def logits(
+    model: ModelArgument,
+    ids: Annotated[Path, typer.Option(help="Token ids: a .npy file, one dimension, integers.")],
+    out: Annotated[Path, typer.Option(help="Where to write the logits: .npy, float32 [tokens, vocab].")],
+    precision: PrecisionOption = "exact",
+    threads: ThreadsOption = None,
+) -> None:
+    """Write the logits of a token sequence to a file.
+
+    This is how to check Freehold against another implementation.
+    """
+    from freehold.terminal.logits import read_ids, write_logits
+    from freehold.terminal.opening import open_model
+
+    tokens = read_ids(ids)
+    with open_model(model, precision=precision, threads=threads, context=1) as loaded:
+        write_logits(loaded, tokens, out)
+    note(f"wrote {len(tokens)} x {loaded.vocab_size} logits to {out}")
+
+
+@app.command(cls=GuardedCommand)
+def bench(
+    model: ModelArgument,
+    pp: Annotated[int, typer.Option(help="Prompt tokens of the prefill measurement.")] = 512,
+    tg: Annotated[int, typer.Option(help="Tokens generated in the decode measurement.")] = 64,
+    depth: Annotated[int, typer.Option(help="Context in use when decode begins.")] = 512,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    runs: Annotated[int, typer.Option(help="Runs counted, after one that is not; the median is reported.")] = 3,
+    as_json: JsonOption = False,
+    threads: ThreadsOption = None,
+    precision: PrecisionOption = "exact",
+) -> None:
+    """Measure the speed of a model on this machine.
+
+    Prefill and decode in tokens per second, load time, peak memory, and how close decode comes to the memory's limit.
+    """
+    from freehold.benchmark import Workload, measure
+    from freehold.terminal.opening import open_model
+    from freehold.terminal.speed import describe_bench, render_bench
+
+    work = Workload(n_prefill=pp, n_decode=tg, depth=depth, batch=batch, n_runs=runs)
+    with open_model(
+        model, precision=precision, context=work.context, threads=threads, conversations=batch, prefix_cache=False
+    ) as loaded:
+        facts: dict[str, Any] = describe_bench(loaded, work, measure(loaded, work), precision)
+    print(json.dumps(facts, indent=2) if as_json else render_bench(facts))

@@ -1,0 +1,219 @@
+"""Weight formats: how many bytes hold how many numbers, and how to decode them with numpy.
+
+Owns the table FORMATS, one entry per format: its spellings in GGUF and safetensors, the byte layout of one block, and
+a decoder. The decoders are the oracle for the kernels: they compute in float32 in ggml's order of operations, so that
+they are bit-equal to it. A new format is one decoder and one entry. Knows nothing of files or kernels.
+
+Layouts and element orders follow ggml's block structures (ggml-common.h); in the names, `d` is a block's scale, `m` and
+`dmin` its minimum, `qs` the low bits of the quantised numbers, `qh` and `hmask` their high bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+Blocks = npt.NDArray[Any]
+"""[rows, blocks] of a format's layout."""
+
+_CHUNK_ELEMENTS = 1 << 18
+"""Numbers decoded at once, so that the temporaries stay in the cache and small beside the result."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How numbers are stored. ggml_type and safetensors_dtype are None where the container does not know the format."""
+
+    name: str
+    ggml_type: int | None
+    safetensors_dtype: str | None
+    block: int  # elements per block
+    layout: np.dtype[Any] = field(repr=False)  # the bytes of one block
+    decoder: Callable[[Blocks], Float32Array] = field(repr=False, compare=False)  # to [rows, blocks, block]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes per block."""
+        return self.layout.itemsize
+
+    def row_bytes(self, n_cols: int) -> int:
+        """Bytes of a row of n_cols numbers; n_cols is a multiple of `block`."""
+        assert n_cols % self.block == 0, f"a row of {n_cols} is not whole {self.name} blocks of {self.block}"
+        return n_cols // self.block * self.n_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A tensor as its file stores it. `data` is usually a read-only view of a mapped file, of any alignment."""
+
+    format: Format
+    shape: tuple[int, ...]  # row-major; the last axis is the input dimension and is contiguous
+    data: UInt8Array  # [rows, row_bytes]; a tensor of fewer than two dimensions is one row
+
+    def __post_init__(self) -> None:
+        n_cols = self.shape[-1] if self.shape else 1
+        expected = (math.prod(self.shape[:-1]), self.format.row_bytes(n_cols))
+        assert self.data.dtype == np.uint8
+        assert self.data.shape == expected, f"{self.data.shape} is not {expected}"
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes as stored."""
+        return self.data.nbytes
+
+    def to_float32(self) -> Float32Array:
+        """The numbers, in `shape`. Always a copy."""
+        return decode(self.format, self.data).reshape(self.shape)
+
+
+def decode(fmt: Format, data: UInt8Array) -> Float32Array:
+    """Decode rows of bytes [rows, row_bytes] to numbers [rows, cols]; bit-equal to ggml's own decoding."""
+    blocks = data.view(fmt.layout)  # [rows, blocks]
+    rows, n_cols = blocks.shape[0], blocks.shape[1] * fmt.block
+    out = np.empty((rows, n_cols), np.float32)
+    step = max(1, _CHUNK_ELEMENTS // max(1, n_cols))
+    with np.errstate(invalid="ignore", over="ignore"):  # a hostile scale may be inf or NaN; the numbers then are too
+        for row in range(0, rows, step):
+            chunk = blocks[row : row + step]
+            out[row : row + step] = fmt.decoder(chunk).reshape(len(chunk), n_cols)
+    return out
+
+
+def _unpack(packed: UInt8Array, bits: int, run: int) -> UInt8Array:
+    """Bytes [..., n] to numbers [..., n * 8 / bits].
+
+    Each run of `run` bytes holds its numbers plane by plane: the lowest `bits` bits of all its bytes, then the next.
+    """
+    lead = packed.shape[:-1]
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    planes = packed.reshape(*lead, -1, 1, run) >> shifts  # [..., runs, 8 / bits, run]
+    values: UInt8Array = (planes & np.uint8((1 << bits) - 1)).reshape(*lead, -1)
+    return values
+
+
+def _f32(values: npt.NDArray[Any]) -> Float32Array:
+    return values.astype(np.float32)
+
+
+def _groups(values: npt.NDArray[Any], n_groups: int) -> Float32Array:
+    """[..., block] to float32 [..., n_groups, block / n_groups]: the sub-blocks that have a scale of their own."""
+    return _f32(values).reshape(*values.shape[:-1], n_groups, -1)
+
+
+def _decode_float(numbers: Blocks) -> Float32Array:
+    return _f32(numbers)
+
+
+def _decode_bf16(numbers: Blocks) -> Float32Array:
+    return (numbers.astype(np.uint32) << 16).view(np.float32)
+
+
+def _decode_q8_0(b: Blocks) -> Float32Array:
+    return _f32(b["qs"]) * _f32(b["d"])[..., None]
+
+
+def _decode_q4_0(b: Blocks) -> Float32Array:
+    return _f32(b["d"])[..., None] * (_f32(_unpack(b["qs"], 4, 16)) - 8)
+
+
+def _decode_q4_1(b: Blocks) -> Float32Array:
+    return _f32(b["d"])[..., None] * _f32(_unpack(b["qs"], 4, 16)) + _f32(b["m"])[..., None]
+
+
+def _five_bits(b: Blocks) -> UInt8Array:
+    """Q5_0, Q5_1: bit i of the four bytes of qh is the fifth bit of element i."""
+    return _unpack(b["qs"], 4, 16) | _unpack(b["qh"], 1, 1) << np.uint8(4)
+
+
+def _decode_q5_0(b: Blocks) -> Float32Array:
+    return _f32(b["d"])[..., None] * (_f32(_five_bits(b)) - 16)
+
+
+def _decode_q5_1(b: Blocks) -> Float32Array:
+    return _f32(b["d"])[..., None] * _f32(_five_bits(b)) + _f32(b["m"])[..., None]
+
+
+def _decode_q2_k(b: Blocks) -> Float32Array:
+    scale = _f32(b["d"])[..., None] * _f32(b["scales"] & np.uint8(15))  # [..., 16]
+    minimum = _f32(b["dmin"])[..., None] * _f32(b["scales"] >> np.uint8(4))
+    return scale[..., None] * _groups(_unpack(b["qs"], 2, 32), 16) - minimum[..., None]
+
+
+def _decode_q3_k(b: Blocks) -> Float32Array:
+    low, high = _unpack(b["scales"][..., :8], 4, 8), _unpack(b["scales"][..., 8:], 2, 4)
+    scale = _f32(b["d"])[..., None] * (_f32(low | high << np.uint8(4)) - 32)  # [..., 16]
+    q = _f32(_unpack(b["qs"], 2, 32) | _unpack(b["hmask"], 1, 32) << np.uint8(2)) - 4
+    return scale[..., None] * _groups(q, 16)
+
+
+def _scales_and_minima(b: Blocks) -> tuple[Float32Array, Float32Array]:
+    """Q4_K, Q5_K: eight scales and eight minima of six bits in twelve bytes, multiplied out: two [..., 8, 1].
+
+    Bytes 0-3 hold scales 0-3 and bytes 4-7 minima 0-3 in their low six bits. The low four bits of scales 4-7 are the
+    low nibbles of bytes 8-11, those of minima 4-7 the high nibbles; their top two bits are the top bits of bytes 0-7.
+    """
+    first, second, third = (b["scales"][..., i : i + 4] for i in (0, 4, 8))
+    six, four, top = np.uint8(0x3F), np.uint8(0x0F), np.uint8(0x30)
+    scale = np.concatenate([first & six, third & four | first >> np.uint8(2) & top], axis=-1)
+    minimum = np.concatenate([second & six, third >> np.uint8(4) | second >> np.uint8(2) & top], axis=-1)
+    d, dmin = _f32(b["d"])[..., None], _f32(b["dmin"])[..., None]
+    return (d * _f32(scale))[..., None], (dmin * _f32(minimum))[..., None]
+
+
+def _decode_q4_k(b: Blocks) -> Float32Array:
+    scale, minimum = _scales_and_minima(b)
+    return scale * _groups(_unpack(b["qs"], 4, 32), 8) - minimum
+
+
+def _decode_q5_k(b: Blocks) -> Float32Array:
+    scale, minimum = _scales_and_minima(b)
+    q = _unpack(b["qs"], 4, 32) | _unpack(b["qh"], 1, 32) << np.uint8(4)
+    return scale * _groups(q, 8) - minimum
+
+
+def _decode_q6_k(b: Blocks) -> Float32Array:
+    scale = _f32(b["d"])[..., None] * _f32(b["scales"])  # [..., 16]
+    q = _f32(_unpack(b["ql"], 4, 64) | _unpack(b["qh"], 2, 32) << np.uint8(4)) - 32
+    return scale[..., None] * _groups(q, 16)
+
+
+def _layout(**fields: str) -> np.dtype[Any]:
+    """A packed little-endian structure; "16u1" is sixteen bytes."""
+    return np.dtype(list(fields.items()))
+
+
+def _table(*formats: Format) -> Mapping[str, Format]:
+    return MappingProxyType({fmt.name: fmt for fmt in formats})
+
+
+FORMATS: Mapping[str, Format] = _table(
+    Format("F32", 0, "F32", 1, np.dtype("<f4"), _decode_float),
+    Format("F16", 1, "F16", 1, np.dtype("<f2"), _decode_float),
+    Format("BF16", 30, "BF16", 1, np.dtype("<u2"), _decode_bf16),
+    Format("Q8_0", 8, None, 32, _layout(d="<f2", qs="32i1"), _decode_q8_0),
+    Format("Q4_0", 2, None, 32, _layout(d="<f2", qs="16u1"), _decode_q4_0),
+    Format("Q4_1", 3, None, 32, _layout(d="<f2", m="<f2", qs="16u1"), _decode_q4_1),
+    Format("Q5_0", 6, None, 32, _layout(d="<f2", qh="4u1", qs="16u1"), _decode_q5_0),
+    Format("Q5_1", 7, None, 32, _layout(d="<f2", m="<f2", qh="4u1", qs="16u1"), _decode_q5_1),
+    Format("Q2_K", 10, None, 256, _layout(scales="16u1", qs="64u1", d="<f2", dmin="<f2"), _decode_q2_k),
+    Format("Q3_K", 11, None, 256, _layout(hmask="32u1", qs="64u1", scales="12u1", d="<f2"), _decode_q3_k),
+    Format("Q4_K", 12, None, 256, _layout(d="<f2", dmin="<f2", scales="12u1", qs="128u1"), _decode_q4_k),
+    Format("Q5_K", 13, None, 256, _layout(d="<f2", dmin="<f2", scales="12u1", qh="32u1", qs="128u1"), _decode_q5_k),
+    Format("Q6_K", 14, None, 256, _layout(ql="128u1", qh="64u1", scales="16i1", d="<f2"), _decode_q6_k),
+)
+"""Every format Freehold reads, by name."""
+
+BY_GGML_TYPE: Mapping[int, Format] = MappingProxyType(
+    {fmt.ggml_type: fmt for fmt in FORMATS.values() if fmt.ggml_type is not None}
+)
+BY_SAFETENSORS_DTYPE: Mapping[str, Format] = MappingProxyType(
+    {fmt.safetensors_dtype: fmt for fmt in FORMATS.values() if fmt.safetensors_dtype is not None}
+)

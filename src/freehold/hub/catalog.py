@@ -1,0 +1,115 @@
+"""The models Freehold can fetch by name, with every byte pinned.
+
+Owns the catalogue's schema and how a name finds its entry: by name or alias, in any case.
+Knows nothing of where models are stored or how they are fetched; names no host.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+from freehold.errors import NotFoundError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_MODEL = "smollm2"
+"""The model used when neither the caller nor FREEHOLD_MODEL names one."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """A model file inside a Python wheel: n_bytes and sha256 are the wheel's, member is the file's exact path in it."""
+
+    package: str
+    version: str
+    member: str
+    n_bytes: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version} (Python wheel)"
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One model: n_bytes and sha256 are those of the model file, `file` its name in the store."""
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    licence: str
+    format: str
+    precision: str
+    file: str
+    n_bytes: int
+    sha256: str
+    source: WheelSource
+
+
+Catalog = Mapping[str, CatalogEntry]
+
+
+@cache
+def load_catalog() -> Catalog:
+    """The catalogue that ships with Freehold, by name. Read-only."""
+    return parse_catalog(resources.files("freehold.hub").joinpath("catalog.toml").read_text("utf-8"))
+
+
+def parse_catalog(text: str) -> Catalog:
+    """A catalogue from its TOML text. It is part of the program: a mistake in it is a bug, hence an assertion."""
+    entries = {name: _entry(name, table) for name, table in tomllib.loads(text).items()}
+    words = [word for entry in entries.values() for word in (entry.name, *entry.aliases)]
+    assert len(words) == len(set(words)), "two models answer to one name"
+    assert all(word == word.lower() for word in words), "names and aliases are lower case"
+    return MappingProxyType(entries)
+
+
+def find_entry(word: str, catalog: Catalog | None = None) -> CatalogEntry | None:
+    """The entry whose name or alias is `word`, whatever its case."""
+    catalog = load_catalog() if catalog is None else catalog
+    word = word.lower()
+    return next((entry for entry in catalog.values() if word == entry.name or word in entry.aliases), None)
+
+
+def get_entry(word: str, catalog: Catalog | None = None) -> CatalogEntry:
+    """As find_entry, but NotFoundError with the nearest names when there is none."""
+    catalog = load_catalog() if catalog is None else catalog
+    entry = find_entry(word, catalog)
+    if entry is None:
+        names = [name for known in catalog.values() for name in (known.name, *known.aliases)]
+        raise NotFoundError(f"the catalogue has no model {word!r}{nearest(word, names)}; it has {', '.join(catalog)}")
+    return entry
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """ "; did you mean ...?" for the names that look like `word`, or nothing; ends an error message's first part."""
+    close = difflib.get_close_matches(word.lower()[:100], list(names), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _entry(name: str, table: Mapping[str, Any]) -> CatalogEntry:
+    fields = dict(table)
+    source = dict(fields.pop("source"))
+    kind = source.pop("kind")
+    assert kind == "wheel", f"{name}: unknown kind of source {kind!r}"
+    entry = CatalogEntry(name=name, aliases=tuple(fields.pop("aliases", ())), source=WheelSource(**source), **fields)
+    for pinned in (entry, entry.source):
+        assert isinstance(pinned.n_bytes, int), f"{name}: n_bytes is a number"
+        assert pinned.n_bytes > 0, f"{name}: n_bytes is above 0"
+        assert _SHA256.fullmatch(pinned.sha256), f"{name}: sha256 is 64 lower-case hexadecimal digits"
+    assert _FILE.fullmatch(entry.file), f"{name}: file is a plain file name"
+    return entry

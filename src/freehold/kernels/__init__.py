@@ -1,0 +1,31 @@
+"""Kernels: the operations models are written in, and the backends that run them.
+
+The seam to the hardware. Models record operations (`Ops`); a backend packs weights, compiles a recording and runs it.
+`NativeBackend` is C++ for this processor, `ReferenceBackend` is numpy, the oracle. Both have the same three methods.
+"""
+
+from freehold.kernels.native import (
+    FORMATS,
+    NativeBackend,
+    available_isas,
+    explain_isa,
+    isa,
+    measure_bandwidth,
+)
+from freehold.kernels.ops import Matrix, Norm, Ops, Rope, Value
+from freehold.kernels.reference import ReferenceBackend
+
+__all__ = [
+    "FORMATS",
+    "Matrix",
+    "NativeBackend",
+    "Norm",
+    "Ops",
+    "ReferenceBackend",
+    "Rope",
+    "Value",
+    "available_isas",
+    "explain_isa",
+    "isa",
+    "measure_bandwidth",
+]

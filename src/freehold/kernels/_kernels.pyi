@@ -1,0 +1,75 @@
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+_F32 = npt.NDArray[np.float32]
+_I32 = npt.NDArray[np.int32]
+
+KV_BLOCK: int
+MAX_HEAD_DIM: int
+MAX_GROUP: int
+
+class Pool:
+    def __init__(self, n_threads: int) -> None: ...
+    @property
+    def n_threads(self) -> int: ...
+
+class Arena:
+    def __init__(self) -> None: ...
+
+class Packed:
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+class Program:
+    def __init__(self, pool: Pool, isa: str) -> None: ...
+    def buffer(self, width: int, /) -> int: ...
+    def rope(self, inverse_frequencies: Sequence[float], scale: float, /) -> int: ...
+    def embed(self, table: Packed, out: int, /) -> None: ...
+    def linear(
+        self,
+        x: int,
+        norm: _F32 | None,
+        eps: float,
+        weights: Sequence[Packed],
+        biases: Sequence[_F32 | None],
+        outs: Sequence[int],
+        add: bool,
+        /,
+    ) -> None: ...
+    def gated(self, x: int, norm: _F32 | None, eps: float, gate: Packed, up: Packed, out: int, /) -> None: ...
+    def attention(
+        self,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        kv_offset: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        window: int,
+        rope: int,
+        scale: float,
+        /,
+    ) -> None: ...
+    def head(self, x: int, norm: _F32 | None, eps: float, weight: Packed, /) -> None: ...
+    def run(
+        self,
+        tokens: _I32,
+        positions: _I32,
+        seq_starts: _I32,
+        block_table: _I32,
+        logit_rows: _I32,
+        kv: npt.NDArray[np.uint16],
+        logits: _F32,
+        /,
+    ) -> None: ...
+
+def levels() -> list[tuple[str, bool, str]]: ...
+def pack(arena: Arena, pool: Pool, format: int, source: npt.NDArray[np.uint8], n_cols: int) -> Packed: ...
+def unpack_row(packed: Packed, isa: str, row: int, out: _F32, /) -> None: ...
+def measure_bandwidth(pool: Pool, bytes: int) -> float: ...

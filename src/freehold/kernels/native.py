@@ -1,0 +1,202 @@
+"""The C++ backend: packs weights, lowers recorded operations to a native program, chooses the instruction-set level.
+
+Owns the translation between our values and the extension's; all arithmetic is in csrc/. Buffers of the program are
+reused as soon as their value was read for the last time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
+from freehold.errors import KernelError, UnsupportedError
+from freehold.formats import QTensor
+from freehold.kernels import _kernels
+from freehold.kernels.ops import Attend, Embed, GatedLinear, Head, Linear, Norm, Op, Ops, Rope, Value
+
+FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""Formats with kernels, in the order of csrc/formats.h."""
+
+assert _kernels.KV_BLOCK == KV_BLOCK
+
+
+def available_isas() -> list[str]:
+    """Instruction-set levels that this processor and operating system can run, from plain to best."""
+    return [name for name, runs_here, _ in _kernels.levels() if runs_here]
+
+
+def isa() -> str:
+    """The level in use: the best available, or what FREEHOLD_ISA names. Raises KernelError if that cannot run here."""
+    forced = os.environ.get("FREEHOLD_ISA")
+    if not forced:
+        return available_isas()[-1]
+    levels = {name: (runs_here, needs) for name, runs_here, needs in _kernels.levels()}
+    if forced not in levels:
+        raise KernelError(f"FREEHOLD_ISA is {forced!r}; this build has the levels {', '.join(levels)}")
+    runs_here, needs = levels[forced]
+    if not runs_here:
+        raise KernelError(
+            f"FREEHOLD_ISA is {forced!r}, but this processor lacks {needs}; it runs {', '.join(available_isas())}"
+        )
+    return forced
+
+
+def explain_isa() -> str:
+    """One line: which level is used and why not a better one."""
+    chosen = isa()
+    if os.environ.get("FREEHOLD_ISA"):
+        return f"{chosen} (forced by FREEHOLD_ISA)"
+    missing = [f"{name} needs {needs}" for name, runs_here, needs in _kernels.levels() if not runs_here]
+    return f"{chosen} (the best this processor runs{'; ' + '; '.join(missing) if missing else ''})"
+
+
+def measure_bandwidth(n_threads: int, n_bytes: int = 256 << 20) -> float:
+    """Memory read bandwidth in GB/s with all threads reading n_bytes each; takes about a tenth of a second."""
+    return _kernels.measure_bandwidth(_kernels.Pool(n_threads), n_bytes)
+
+
+class NativeKV:
+    """KV blocks [n_blocks, elements] of bf16, every layer's part after the other; pages are touched only when used."""
+
+    def __init__(self, n_blocks: int, block_elements: int) -> None:
+        self.n_blocks = n_blocks
+        self.data: npt.NDArray[np.uint16] = np.zeros((n_blocks, block_elements), np.uint16)
+
+
+class NativeBackend:
+    """Packs matrices into one arena and runs programs on one pool of `n_threads` workers at one level."""
+
+    def __init__(self, n_threads: int, level: str | None = None) -> None:
+        self._level = level or isa()
+        self._pool = _kernels.Pool(n_threads)
+        self._arena = _kernels.Arena()
+
+    def matrix(self, tensor: QTensor) -> _kernels.Packed:
+        """Pack a two-dimensional tensor. Raises UnsupportedError for a format without kernels."""
+        name = tensor.format.name
+        if name not in FORMATS:
+            raise UnsupportedError(f"there are no kernels for {name} weights; formats with kernels: {', '.join(FORMATS)}")
+        data = np.ascontiguousarray(tensor.data)
+        return _kernels.pack(self._arena, self._pool, FORMATS.index(name), data, tensor.shape[-1])
+
+    def compile(self, ops: Ops) -> NativeProgram:
+        """Lower a recording."""
+        return NativeProgram(_kernels.Program(self._pool, self._level), ops)
+
+
+class NativeProgram:
+    """A forward pass in the extension."""
+
+    def __init__(self, program: _kernels.Program, ops: Ops) -> None:
+        self._program = program
+        self._layer_offsets = _layer_offsets(ops.kv_specs)
+        self._ropes: dict[int, int] = {}
+        self._buffers = _Buffers(program, ops.records)
+        for index, op in enumerate(ops.records):
+            self._lower(op)
+            self._buffers.release_after(index)
+
+    def new_kv(self, n_blocks: int) -> NativeKV:
+        return NativeKV(n_blocks, self._layer_offsets[-1])
+
+    def run(self, batch: Batch, kv: NativeKV) -> Float32Array:
+        logits = np.empty((len(batch.logit_rows), self._n_vocab), np.float32)
+        try:
+            self._program.run(
+                batch.tokens, batch.positions, batch.seq_starts, batch.block_table, batch.logit_rows, kv.data, logits
+            )
+        except ValueError as error:
+            raise KernelError(f"the batch does not fit the model: {error}") from error
+        return logits
+
+    def _lower(self, op: Op) -> None:
+        buffer, program = self._buffers.of, self._program
+        match op:
+            case Embed(table, out):
+                program.embed(table, buffer(out))
+            case Linear(x, norm, weights, biases, outs, add):
+                program.linear(buffer(x), *_norm(norm), list(weights), list(biases), [buffer(o) for o in outs], add)
+            case GatedLinear(x, norm, gate, up, out):
+                program.gated(buffer(x), *_norm(norm), gate, up, buffer(out))
+            case Attend():
+                self._lower_attend(op)
+            case Head(x, norm, weight):
+                self._n_vocab = weight.shape[0]
+                program.head(buffer(x), *_norm(norm), weight)
+
+    def _lower_attend(self, op: Attend) -> None:
+        if op.kv.k_dim != op.kv.v_dim or op.kv.k_dim % 16 or op.kv.k_dim > _kernels.MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"attention heads of {op.kv.k_dim} key and {op.kv.v_dim} value dimensions have no kernel; "
+                f"expected equal sizes, a multiple of 16, at most {_kernels.MAX_HEAD_DIM}"
+            )
+        if op.n_heads % op.kv.n_heads or op.n_heads // op.kv.n_heads > _kernels.MAX_GROUP:
+            raise UnsupportedError(
+                f"{op.n_heads} query heads over {op.kv.n_heads} KV heads have no kernel; "
+                f"expected a whole number, at most {_kernels.MAX_GROUP}, of query heads per KV head"
+            )
+        b = self._buffers.of
+        self._program.attention(
+            b(op.q), b(op.k), b(op.v), b(op.out), self._layer_offsets[op.layer],
+            op.n_heads, op.kv.n_heads, op.kv.k_dim, op.kv.window or 0, self._rope(op.rope), op.scale,
+        )  # fmt: skip
+
+    def _rope(self, rope: Rope | None) -> int:
+        if rope is None:
+            return -1
+        if id(rope) not in self._ropes:
+            self._ropes[id(rope)] = self._program.rope(rope.inverse_frequencies.tolist(), rope.scale)
+        return self._ropes[id(rope)]
+
+
+def _norm(norm: Norm | None) -> tuple[Float32Array | None, float]:
+    return (None, 0.0) if norm is None else (np.ascontiguousarray(norm.weight, np.float32), norm.eps)
+
+
+def _layer_offsets(specs: Sequence[KVSpec]) -> list[int]:
+    """Where each layer's part of a KV block starts, in elements, and after the last where the block ends."""
+    offsets = [0]
+    for spec in specs:
+        offsets.append(offsets[-1] + spec.elements_per_token() * KV_BLOCK)
+    return offsets
+
+
+class _Buffers:
+    """Which native buffer holds which value: one is free again after the last operation that touches its value."""
+
+    def __init__(self, program: _kernels.Program, records: Sequence[Op]) -> None:
+        self._program = program
+        self._assigned: dict[int, int] = {}
+        self._free: dict[int, list[int]] = {}  # by width
+        last_use = {value: index for index, op in enumerate(records) for value in _touched(op)}
+        self._dying: dict[int, list[Value]] = {}
+        for value, index in last_use.items():
+            self._dying.setdefault(index, []).append(value)
+
+    def of(self, value: Value) -> int:
+        if value.id not in self._assigned:
+            free = self._free.get(value.width)
+            self._assigned[value.id] = free.pop() if free else self._program.buffer(value.width)
+        return self._assigned[value.id]
+
+    def release_after(self, index: int) -> None:
+        for value in self._dying.get(index, ()):
+            self._free.setdefault(value.width, []).append(self._assigned[value.id])
+
+
+def _touched(op: Op) -> tuple[Value, ...]:
+    match op:
+        case Embed(_, out):
+            return (out,)
+        case Linear():
+            return (op.x, *op.outs)
+        case GatedLinear():
+            return (op.x, op.out)
+        case Attend():
+            return (op.q, op.k, op.v, op.out)
+        case Head():
+            return (op.x,)

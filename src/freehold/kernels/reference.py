@@ -1,0 +1,111 @@
+"""Every operation in plain numpy, float32: the oracle. Slow, and as close to the formulas as code gets.
+
+Weights are decoded to float32 and KV is kept in float32. Knows only ops.py's records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
+from freehold.formats import QTensor
+from freehold.kernels.ops import Attend, Embed, GatedLinear, Head, Linear, Norm, Op, Ops, Rope
+
+
+class ReferenceKV:
+    """Keys and values [n_blocks * KV_BLOCK, n_heads, dim] per layer."""
+
+    def __init__(self, specs: Sequence[KVSpec], n_blocks: int) -> None:
+        self.n_blocks = n_blocks
+        rows = n_blocks * KV_BLOCK
+        self.keys = [np.zeros((rows, s.n_heads, s.k_dim), np.float32) for s in specs]
+        self.values = [np.zeros((rows, s.n_heads, s.v_dim), np.float32) for s in specs]
+
+
+class ReferenceBackend:
+    """The numpy backend. Matrices are float32 arrays [n_rows, n_cols]."""
+
+    def matrix(self, tensor: QTensor) -> Float32Array:
+        return tensor.to_float32()
+
+    def compile(self, ops: Ops) -> ReferenceProgram:
+        return ReferenceProgram(ops.records, ops.kv_specs)
+
+
+class ReferenceProgram:
+    """A recorded forward pass, interpreted."""
+
+    def __init__(self, records: Sequence[Op], kv_specs: Sequence[KVSpec]) -> None:
+        self._records = records
+        self._kv_specs = kv_specs
+
+    def new_kv(self, n_blocks: int) -> ReferenceKV:
+        return ReferenceKV(self._kv_specs, n_blocks)
+
+    def run(self, batch: Batch, kv: ReferenceKV) -> Float32Array:
+        values: dict[int, Float32Array] = {}
+        for op in self._records:
+            match op:
+                case Embed(table, out):
+                    values[out.id] = table[batch.tokens]
+                case Linear(x, norm, weights, biases, outs, add):
+                    inputs = _normalise(values[x.id], norm)
+                    for w, b, out in zip(weights, biases, outs, strict=True):
+                        y = inputs @ w.T + (0 if b is None else b)
+                        values[out.id] = values[out.id] + y if add else y
+                case GatedLinear(x, norm, gate, up, out):
+                    inputs = _normalise(values[x.id], norm)
+                    g = inputs @ gate.T
+                    values[out.id] = g / (1 + np.exp(-g)) * (inputs @ up.T)
+                case Attend():
+                    values[op.out.id] = _attend(op, batch, kv, values[op.q.id], values[op.k.id], values[op.v.id])
+                case Head(x, norm, weight):
+                    logits: Float32Array = _normalise(values[x.id][batch.logit_rows], norm) @ weight.T
+        return logits
+
+
+def _normalise(x: Float32Array, norm: Norm | None) -> Float32Array:
+    if norm is None:
+        return x
+    mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
+    return (x / np.sqrt(mean_square + np.float32(norm.eps)) * norm.weight).astype(np.float32)
+
+
+def _rotate(x: Float32Array, positions: np.ndarray, rope: Rope) -> Float32Array:
+    """x: [n_tokens, n_heads, dim]"""
+    angles = positions[:, None] * rope.inverse_frequencies  # [n_tokens, dim / 2], float64
+    cos = (np.cos(angles) * rope.scale).astype(np.float32)[:, None]
+    sin = (np.sin(angles) * rope.scale).astype(np.float32)[:, None]
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _attend(
+    op: Attend, batch: Batch, kv: ReferenceKV, q: Float32Array, k: Float32Array, v: Float32Array
+) -> Float32Array:
+    n_tokens, n_kv = len(q), op.kv.n_heads
+    q = q.reshape(n_tokens, op.n_heads, op.kv.k_dim)
+    k = k.reshape(n_tokens, n_kv, op.kv.k_dim)
+    if op.rope is not None:
+        q, k = _rotate(q, batch.positions, op.rope), _rotate(k, batch.positions, op.rope)
+    keys, values = kv.keys[op.layer], kv.values[op.layer]
+    out = np.empty((n_tokens, op.n_heads, op.kv.v_dim), np.float32)
+    for s in range(len(batch.seq_starts) - 1):
+        mine = slice(batch.seq_starts[s], batch.seq_starts[s + 1])
+        positions = batch.positions[mine]
+        past = np.arange(positions[-1] + 1)
+        slots = batch.block_table[s, past // KV_BLOCK] * KV_BLOCK + past % KV_BLOCK
+        keys[slots[positions]] = k[mine]
+        values[slots[positions]] = v.reshape(n_tokens, n_kv, op.kv.v_dim)[mine]
+        hidden = past > positions[:, None]  # [n_query, n_past]
+        if op.kv.window is not None:
+            hidden |= past <= positions[:, None] - op.kv.window
+        for h in range(op.n_heads):
+            kv_head = h * n_kv // op.n_heads
+            scores = q[mine, h] @ keys[slots, kv_head].T * np.float32(op.scale)
+            scores[hidden] = -np.inf
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            out[mine, h] = p / p.sum(-1, keepdims=True) @ values[slots, kv_head]
+    return out.reshape(n_tokens, -1)

@@ -1,0 +1,176 @@
+"""From a model's name to a LocalModel: find or fetch the files, check that they fit, load, size the KV cache.
+
+Owns the order of these steps, and what the publisher's files say about sampling and stopping. Knows no command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from freehold import settings
+from freehold.budget import check_weights, kv_bytes_per_token, plan_memory
+from freehold.core import SamplingParams
+from freehold.errors import ModelFileError, RequestError
+from freehold.hardware import detect
+from freehold.hub import DEFAULT_MODEL, Store, resolve
+from freehold.models import Precision, load_model
+from freehold.runtime import LocalModel
+from freehold.text.templates import ChatTemplate
+from freehold.text.tokenizer import Tokenizer, load_tokenizer
+from freehold.weights import Checkpoint, open_checkpoint
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done ("downloading NAME", "loading NAME"), the bytes done and the bytes in all."""
+
+KV_ELEMENT_BYTES: Mapping[Precision, int] = {"reference": 4, "exact": 2, "fast": 2}
+"""float32 for the oracle, bfloat16 otherwise."""
+
+TURN_ENDS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+)
+"""Control tokens that end an assistant's turn in the chat formats we render. They are added to what the files name:
+where one source of stop ids replaces another, models run on into a second turn."""
+
+_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    precision: Precision = "exact",
+    context: int | None = None,
+    threads: int | None = None,
+    conversations: int = 4,
+    prefix_cache: bool = True,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> LocalModel:
+    """Load a model: a catalogue name (fetched on first use), a directory of config.json and safetensors, a .gguf file.
+
+    `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" keeps weights exact, "fast" computes in
+    int8 everywhere, "reference" is the slow float32 oracle. `context` None takes the model's own, or what memory allows
+    (said in `LocalModel.plan.note`). The KV cache holds up to `conversations` full contexts at once, fewer if memory is
+    short. `note` gets remarks while fetching. Raises NotFoundError, DownloadError, StoreError, ModelFileError,
+    UnsupportedError, or ResourceError with the numbers when it does not fit.
+    """
+    if precision not in KV_ELEMENT_BYTES:
+        raise RequestError(f"precision is {precision!r}; expected one of {', '.join(KV_ELEMENT_BYTES)}")
+    chosen = settings.load()
+    machine = detect(chosen)
+    name, path = _locate(
+        model if model is not None else chosen.model or DEFAULT_MODEL, Store(chosen.home), progress, note
+    )
+    n_threads = threads if threads is not None else machine.n_threads
+    start = time.perf_counter()
+    with open_checkpoint(path) as checkpoint:
+        check_weights(checkpoint.n_bytes, machine.memory_budget, name)
+        tokenizer, template = load_text(checkpoint)
+        defaults = sampling_defaults(checkpoint.generation_config, tokenizer)
+        weights = load_model(
+            checkpoint,
+            precision=precision,
+            n_threads=n_threads,
+            progress=None if progress is None else partial(progress, f"loading {name}"),
+        )
+    try:
+        plan = plan_memory(
+            weight_bytes=weights.n_bytes,
+            token_bytes=kv_bytes_per_token(weights.kv_specs, KV_ELEMENT_BYTES[precision]),
+            max_context=weights.max_context,
+            context=context,
+            budget=machine.memory_budget,
+            n_sequences=conversations,
+            what=name,
+        )
+        return LocalModel(
+            weights,
+            tokenizer,
+            template,
+            plan,
+            max_sequences=max(64, conversations),
+            prefix_cache=prefix_cache,
+            name=name,
+            path=path,
+            sampling_defaults=defaults,
+            n_threads=n_threads,
+            load_seconds=time.perf_counter() - start,
+            on_close=weights.close,
+        )
+    except BaseException:
+        weights.close()
+        raise
+
+
+def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The checkpoint's tokenizer, and its chat template if it has one."""
+    tokenizer = load_tokenizer(checkpoint.tokenizer_json, checkpoint.gguf_metadata, checkpoint.config)
+    source = checkpoint.chat_template
+    return tokenizer, None if source is None else ChatTemplate(source, tokenizer)
+
+
+def sampling_defaults(wishes: Mapping[str, Any], tokenizer: Tokenizer) -> SamplingParams:
+    """The sampling that `wishes`, the generation_config, recommends, greedy where it is silent; every stop id known."""
+    stop_ids = frozenset(
+        {
+            *tokenizer.eos_ids,
+            *_token_ids(wishes.get("eos_token_id"), tokenizer.vocab_size),
+            *(tokenizer.special_ids[token] for token in TURN_ENDS if token in tokenizer.special_ids),
+        }
+    )
+    params = SamplingParams(stop_ids=stop_ids)
+    # Absent `do_sample` counts as true when a temperature is recommended: publishers leave it out and mean it.
+    if not wishes.get("do_sample", "temperature" in wishes):
+        return params
+    values: dict[str, Any] = {"temperature": 1.0, **_numbers(wishes)}
+    try:
+        return dataclasses.replace(params, **values)
+    except RequestError as error:
+        raise ModelFileError(f"generation_config.json: {error}") from error
+
+
+def _locate(
+    model: str | Path, store: Store, progress: Progress | None, note: Callable[[str], None] | None
+) -> tuple[str, Path]:
+    """The model's name and path, fetched if need be."""
+    resolved = resolve(model, store)
+    if resolved.path is not None:
+        if resolved.kind == "stored":
+            store.mark_used(resolved.name)
+        return resolved.name, resolved.path
+    # Imported here: only a first use fetches anything.
+    from freehold.hub.sources import pull
+
+    shown = None if progress is None else partial(progress, f"downloading {resolved.name}")
+    return resolved.name, pull(resolved.name, store, progress=shown, note=note)
+
+
+def _numbers(wishes: Mapping[str, Any]) -> dict[str, float]:
+    """The sampling values of a generation_config, each checked to be a number; null counts as absent."""
+    found = {key: wishes[key] for key in _SAMPLING_KEYS if wishes.get(key) is not None}
+    for key, value in found.items():
+        expected = int if key == "top_k" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, expected):
+            raise ModelFileError(f"generation_config.json: {key} is {str(value)[:40]!r}; expected a number")
+    return found
+
+
+def _token_ids(value: Any, vocab_size: int) -> Iterable[int]:
+    """generation_config's eos_token_id: absent, one id, or a list of ids."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ModelFileError(
+                f"generation_config.json: eos_token_id holds {str(token)[:40]!r}; "
+                f"expected ids from 0 to {vocab_size - 1}"
+            )
+    return ids

@@ -1,0 +1,65 @@
+"""Model families, and loading a checkpoint into one that runs.
+
+FAMILIES is the whole registry: the config's model_type names a module whose `record` loads weights and records the
+forward pass. What is not listed is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, Protocol, get_args
+
+from freehold.errors import RequestError, UnsupportedError
+from freehold.kernels import NativeBackend, ReferenceBackend
+from freehold.models import llama
+from freehold.models.common import Backend, Config, Loader, LoadedModel, Progress, Weights
+
+Precision = Literal["reference", "exact", "fast"]
+"""reference: numpy in float32, the oracle. exact: the kernels, with no rounding of weights. fast: the same kernels
+where they are also the fastest; formats with a quicker, coarser kernel use it."""
+
+FAMILIES = {model_type: family for family in (llama,) for model_type in family.MODEL_TYPES}
+
+
+class CheckpointLike(Weights, Protocol):
+    """Tensors and the config that gives them meaning."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def path(self) -> Any: ...
+
+
+def load_model(
+    checkpoint: CheckpointLike,
+    *,
+    precision: Precision = "exact",
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a checkpoint's weights into a runnable model.
+
+    n_threads: workers of the kernels; None uses every core this process may run on. The checkpoint may be closed after.
+    Raises UnsupportedError for an architecture or config that is not implemented, ModelFileError for tensors that do
+    not fit the config, RequestError for an unknown precision.
+    """
+    if precision not in get_args(Precision):
+        raise RequestError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
+    model_type = checkpoint.config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise UnsupportedError(
+            f"{checkpoint.path}: model_type {model_type!r} is not implemented; implemented: {', '.join(sorted(FAMILIES))}"
+        )
+    backend: Backend = ReferenceBackend() if precision == "reference" else NativeBackend(n_threads or _usable_cores())
+    loader = Loader(checkpoint, backend, progress)
+    ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
+    return LoadedModel(backend.compile(ops), ops, loader, config.vocab_size, config.max_context)
+
+
+def _usable_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1

@@ -1,0 +1,336 @@
+"""A loaded model: the only place where text meets tokens.
+
+Owns the life of model, engine and tokenizer together, and the Python interface: chat, generate, logits, tokenize.
+Knows nothing of files, protocols or terminals: `loading` finds the parts and decides what fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+import numpy as np
+
+from freehold.budget import MemoryPlan
+from freehold.core import KV_BLOCK, Batch, Float32Array, KVCacheLike, KVSpec, LogitMask, Model, SamplingParams
+from freehold.engine import Engine, EngineConfig
+from freehold.errors import ContextError, EngineError, RequestError, ResourceError, UnsupportedError
+from freehold.reply import Reply, Stream
+from freehold.text.chat import Message
+from freehold.text.stream import StopStrings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from freehold.text.templates import ChatTemplate
+    from freehold.text.tokenizer import Tokenizer
+
+LOGIT_CHUNK_BYTES = 64 * 2**20
+"""Logits `iter_logits` computes at once: rows enough to keep the matrix units busy, few enough to keep memory flat."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Keywords of `chat` and `generate`; they mean what core.SamplingParams says. Absent ones take the model's own."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    n_logprobs: int | None
+
+
+class LocalModel:
+    """A model in memory. Every method may be called from any thread; requests made at once are batched together.
+
+    Use it as a context manager, or call `close()`: that ends running answers and gives the memory back.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        plan: MemoryPlan,
+        *,
+        max_sequences: int = 64,
+        prefix_cache: bool = True,
+        name: str = "model",
+        path: Path | None = None,
+        sampling_defaults: SamplingParams | None = None,
+        n_threads: int = 1,
+        load_seconds: float = 0.0,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.tokenizer = tokenizer
+        self.template = template
+        self.plan = plan
+        self.max_context = plan.context
+        self.vocab_size = model.vocab_size
+        self.sampling_defaults = sampling_defaults or SamplingParams(stop_ids=tokenizer.eos_ids)
+        self.n_threads = n_threads
+        self.load_seconds = load_seconds
+        self._on_close = on_close
+        self._model = _OneAtATime(model)
+        config = EngineConfig(n_blocks=plan.n_blocks, max_sequences=max_sequences, prefix_cache=prefix_cache)
+        self.engine = Engine(self._model, config)
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End running answers and release the memory. Closing twice does nothing."""
+        self.engine.close()
+        self._model.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+    @property
+    def kv_specs(self) -> Sequence[KVSpec]:
+        """What each layer keeps per past token."""
+        return self._model.kv_specs
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        stop: str | Sequence[str] = (),
+        max_tokens: int | None = None,
+        mask: LogitMask | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Reply: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        stop: str | Sequence[str] = (),
+        max_tokens: int | None = None,
+        mask: LogitMask | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        stop: str | Sequence[str] = (),
+        max_tokens: int | None = None,
+        mask: LogitMask | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Reply | Stream:
+        """Answer a conversation, oldest message first: a Reply, or with `stream` the Stream of its events.
+
+        A message is a Message or a mapping like {"role": "user", "content": "..."}. `stop` strings end the answer and
+        are not part of it; `max_tokens` None means as many as the context holds. Message text never becomes control
+        tokens. Raises RequestError, ContextError when it does not fit, TemplateError, UnsupportedError for a model
+        without a template.
+        """
+        if self.template is None:
+            raise UnsupportedError(
+                f"{self.name} carries no chat template, so it cannot chat; use generate() with the whole prompt instead"
+            )
+        checked = [message if isinstance(message, Message) else Message.from_dict(message) for message in messages]
+        if not checked:
+            raise RequestError("messages is empty; expected at least one, like {'role': 'user', 'content': 'Hello'}")
+        prompt = self.template.render(checked, add_generation_prompt=True, tools=tools)
+        answer = self._start(prompt, stop, max_tokens, mask, sampling)
+        return answer if stream else answer.reply()
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[False] = False,
+        stop: str | Sequence[str] = (),
+        max_tokens: int | None = None,
+        mask: LogitMask | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Reply: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[True],
+        stop: str | Sequence[str] = (),
+        max_tokens: int | None = None,
+        mask: LogitMask | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: bool = False,
+        stop: str | Sequence[str] = (),
+        max_tokens: int | None = None,
+        mask: LogitMask | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Reply | Stream:
+        """Continue a raw prompt, text or token ids, without any chat template. Otherwise like `chat`.
+
+        Text is encoded with control tokens off, after a BOS where the model wants one; ids are taken as they are.
+        """
+        ids = self._raw_prompt(prompt) if isinstance(prompt, str) else self._checked_ids(prompt)
+        answer = self._start(ids, stop, max_tokens, mask, sampling)
+        return answer if stream else answer.reply()
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of `text`, no BOS added. With `special`, "<|im_end|>" is a control token: not for foreign text."""
+        return self.tokenizer.encode(text, special=special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; bytes that form no character become U+FFFD."""
+        return self.tokenizer.decode(self._checked_ids(ids))
+
+    def logits(self, ids: Sequence[int]) -> Float32Array:
+        """Logits [n_tokens, vocab_size] after each position of `ids`, float32. Running answers go on undisturbed."""
+        chunks = self.iter_logits(ids)
+        n_bytes = 4 * len(ids) * self.vocab_size
+        if n_bytes > self.plan.spare_bytes:
+            raise ResourceError(
+                f"the logits of {len(ids)} tokens take {n_bytes / 1e9:.2f} GB, but only "
+                f"{self.plan.spare_bytes / 1e9:.2f} GB are left; read them in pieces with iter_logits()"
+            )
+        out = np.empty((len(ids), self.vocab_size), np.float32)
+        start = 0
+        for rows in chunks:
+            out[start : start + len(rows)] = rows
+            start += len(rows)
+        return out
+
+    def iter_logits(self, ids: Sequence[int]) -> Iterator[Float32Array]:
+        """The rows of `logits` in order, some at a time [n_rows, vocab_size], so that memory stays bounded.
+
+        Uses a KV cache of its own, and takes turns with running answers between the chunks.
+        """
+        checked = np.asarray(self._checked_ids(ids), np.int32)
+        if len(checked) > self._model.max_context:
+            raise ContextError(f"{len(checked)} ids; the model takes at most {self._model.max_context}")
+        kv_bytes = len(checked) * self.plan.token_bytes
+        if kv_bytes > self.plan.spare_bytes:
+            raise ResourceError(
+                f"{len(checked)} ids need {kv_bytes / 1e9:.2f} GB of KV cache beside the engine's, but only "
+                f"{self.plan.spare_bytes / 1e9:.2f} GB are left; load the model with a smaller context"
+            )
+        return self._logit_chunks(checked)
+
+    def _logit_chunks(self, ids: np.ndarray[Any, np.dtype[np.int32]]) -> Iterator[Float32Array]:
+        kv = self._model.new_kv(-(-len(ids) // KV_BLOCK))
+        n_chunk = max(1, min(512, LOGIT_CHUNK_BYTES // (4 * self.vocab_size)))
+        for start in range(0, len(ids), n_chunk):
+            end = min(start + n_chunk, len(ids))
+            batch = Batch(
+                tokens=ids[start:end],
+                positions=np.arange(start, end, dtype=np.int32),
+                seq_starts=np.array([0, end - start], np.int32),
+                block_table=np.arange(-(-end // KV_BLOCK), dtype=np.int32)[None],
+                logit_rows=np.arange(end - start, dtype=np.int32),
+            )
+            yield self._model.forward(batch, kv)
+
+    def _raw_prompt(self, text: str) -> list[int]:
+        start = [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
+        return [*start, *self.tokenize(text)]
+
+    def _start(
+        self,
+        prompt: list[int],
+        stop: str | Sequence[str],
+        max_tokens: int | None,
+        mask: LogitMask | None,
+        sampling: SamplingOptions,
+    ) -> Stream:
+        room = self.max_context - len(prompt)
+        if room < 1:
+            raise ContextError(
+                f"the prompt is {len(prompt)} tokens; the context is {self.max_context}, the answer included. "
+                f"Shorten it, or load the model with a larger context"
+            )
+        params = self._params(sampling, max_tokens)
+        params = dataclasses.replace(params, max_tokens=min(params.max_tokens or room, room))
+        stops = StopStrings((stop,) if isinstance(stop, str) else tuple(stop))
+        generation = self.engine.submit(prompt, params, mask=mask)
+        return Stream(generation, self.tokenizer, stops, params.stop_ids)
+
+    def _params(self, sampling: SamplingOptions, max_tokens: int | None) -> SamplingParams:
+        unknown = [name for name in sampling if name not in SamplingOptions.__annotations__]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], SamplingOptions.__annotations__, n=1)
+            hint = (
+                f"; did you mean {near[0]!r}?" if near else f"; expected {', '.join(SamplingOptions.__annotations__)}"
+            )
+            raise RequestError(f"unknown sampling option {unknown[0]!r}{hint}")
+        try:
+            return dataclasses.replace(self.sampling_defaults, max_tokens=max_tokens, **sampling)
+        except TypeError as error:
+            raise RequestError(f"a sampling option has the wrong type, one of {dict(sampling)}: {error}") from error
+
+    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+        """`ids` as a list of ints inside the vocabulary, not empty."""
+        checked = list(ids)
+        if not all(isinstance(token, (int, np.integer)) for token in checked):
+            raise RequestError("token ids must be whole numbers")
+        checked = [int(token) for token in checked]
+        if not checked:
+            raise RequestError("no token ids; expected at least one")
+        low, high = min(checked), max(checked)
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise RequestError(f"token id {wrong} is outside the vocabulary; expected 0 to {self.vocab_size - 1}")
+        return checked
+
+
+class _OneAtATime:
+    """A model whose steps exclude each other: the engine's thread and `iter_logits` share its scratch memory."""
+
+    def __init__(self, model: Model) -> None:
+        self._inner = model
+        self._lock = threading.Lock()
+        self._closed = False
+        self.vocab_size = model.vocab_size
+        self.max_context = model.max_context
+        self.kv_specs = model.kv_specs
+
+    def new_kv(self, n_blocks: int) -> KVCacheLike:
+        return self._inner.new_kv(n_blocks)
+
+    def forward(self, batch: Batch, kv: KVCacheLike) -> Float32Array:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the model is closed; load it again")
+            return self._inner.forward(batch, kv)
+
+    def close(self) -> None:
+        """Wait for the step under way; later ones are refused."""
+        with self._lock:
+            self._closed = True

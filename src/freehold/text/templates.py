@@ -1,0 +1,204 @@
+"""Chat templates: a conversation to the token ids its model was trained on.
+
+Owns ChatTemplate: rendering within a budget, errors with the template's line, and keeping content and control apart.
+The template writes both into one text; to tell them apart again, control-token texts inside content are broken with a
+marker before rendering, and what is still whole afterwards was written by the template itself. The sandbox is in
+sandbox.py. Knows nothing of protocols, models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from freehold.errors import RequestError, TemplateError
+from freehold.text.chat import Message
+from freehold.text.metering import BUDGET, Budget, OverBudget
+from freehold.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import jinja2
+
+MAX_SOURCE_CHARS = 128 * 1024
+"""Published templates stay under 50,000 characters; compiling one is the step that no budget can interrupt."""
+
+MAX_CHARS = 4_000_000
+"""About a million tokens: the longest context any model offers."""
+
+MAX_DEPTH = 100
+_RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+
+
+class ChatTemplate:
+    """A compiled chat template; thread-safe. Raises TemplateError if `source` does not compile.
+
+    max_seconds: wall-clock limit of one rendering. max_chars: largest conversation, output or value within it.
+    """
+
+    def __init__(
+        self, source: str, tokenizer: Tokenizer, *, max_seconds: float = 2.0, max_chars: int = MAX_CHARS
+    ) -> None:
+        self.source = source
+        self._tokenizer = tokenizer
+        self._max_seconds = max_seconds
+        self._max_chars = max_chars
+        # Later formats alone know the developer role; the others drop or refuse what they do not know.
+        self._knows_developer = "developer" in source
+        self._template = _compile(source)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> list[int]:
+        """The prompt's token ids. Text in messages, tools and options never becomes a control token.
+
+        `options` are the template's own, like enable_thinking. Without control-token texts in the content, the ids are
+        those of the whole rendered text; a doubled BOS at the start is made one. Raises TemplateError, also for what
+        the template refuses, and RequestError for values that are not plain JSON.
+        """
+        variables = self._variables(messages, add_generation_prompt, tools, options)
+        strings: list[str] = [self.source]
+        _mapped(variables, strings.append)
+        mark = _unused_character(strings)
+        text = self._run(self._broken(variables, mark))
+        ids: list[int] = []
+        for piece, id in self._tokenizer.controls.split(text):
+            ids += self._tokenizer.encode(piece.replace(mark, "")) if id is None else [id]
+        while len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_id:
+            del ids[0]
+        return ids
+
+    def render_text(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> str:
+        """The prompt as text, for people to read: in it, content and control tokens look the same."""
+        return self._run(_mapped(self._variables(messages, add_generation_prompt, tools, options), str))
+
+    def _variables(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        if taken := [name for name in options if name in _RESERVED]:
+            raise RequestError(f"the template option {taken[0]!r} is set by the runtime; expected another name")
+        shaped = [message.to_template() for message in messages]
+        for message in shaped:
+            if message["role"] == "developer" and not self._knows_developer:
+                message["role"] = "system"
+        return {
+            **options,
+            "messages": shaped,
+            "tools": None if tools is None else list(tools),
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+
+    def _broken(self, variables: Mapping[str, Any], mark: str) -> dict[str, Any]:
+        """The variables with every control-token text in their strings broken by `mark`."""
+        break_up = self._tokenizer.controls.break_up
+        broken: dict[str, Any] = _mapped(variables, lambda text: break_up(text, mark))
+        for message, original in zip(broken["messages"], variables["messages"], strict=True):
+            if message["role"] == "assistant":
+                # Templates look for <think> and the like in what the model itself wrote.
+                message["content"] = break_up(original["content"], mark, self._tokenizer.tags)
+        return broken
+
+    def _run(self, variables: Mapping[str, Any]) -> str:
+        budget = Budget(self._max_seconds, self._max_chars)
+        chunks: list[str] = []
+        total = 0
+        try:
+            if budget.size([*variables.values()]) > self._max_chars:
+                raise OverBudget(f"the conversation is longer than {self._max_chars} characters")
+            context = self._template.new_context({**variables, **self._special_texts(), BUDGET: budget})
+            for chunk in self._template.root_render_func(context):
+                budget.tick()
+                total += len(chunk)
+                budget.check(total)
+                chunks.append(chunk)
+        except Exception as error:  # whatever a template of foreign making can raise
+            raise _explained(error, self._template) from error
+        return "".join(chunks)
+
+    def _special_texts(self) -> dict[str, str]:
+        ids = {"bos_token": self._tokenizer.bos_id, "eos_token": self._tokenizer.eos_id}
+        return {name: "" if id is None else self._tokenizer.decode([id]) for name, id in ids.items()}
+
+
+def _compile(source: str) -> jinja2.Template:
+    # Imported here: jinja2 is slow to load, and only a model that chats needs it.
+    import jinja2
+
+    from freehold.text.sandbox import Sandbox
+
+    if len(source) > MAX_SOURCE_CHARS:
+        raise TemplateError(f"the chat template is {len(source)} characters long; expected at most {MAX_SOURCE_CHARS}")
+    try:
+        return Sandbox().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template is broken (line {error.lineno}): {error.message}") from error
+    except Exception as error:  # Python's own limits on what Jinja generates, such as the nesting of loops
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise TemplateError(f"the chat template cannot be compiled: {reason}") from error
+
+
+def _explained(error: Exception, template: jinja2.Template) -> TemplateError:
+    from freehold.text.sandbox import Raised
+
+    line = _line(error.__traceback__, template)
+    where = "" if line is None else f" (line {line})"
+    if isinstance(error, Raised):
+        return TemplateError(f"the chat template refuses this conversation{where}: {error}")
+    if isinstance(error, OverBudget):
+        return TemplateError(f"the chat template was stopped{where}: {error}")
+    if isinstance(error, RecursionError):
+        return TemplateError(f"the chat template was stopped{where}: it calls itself too deeply")
+    return TemplateError(f"the chat template failed{where}: {type(error).__name__}: {str(error)[:500]}")
+
+
+def _line(trace: TracebackType | None, template: jinja2.Template) -> int | None:
+    """The template's line that was running, from the frames of its compiled code."""
+    line = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = template.get_corresponding_lineno(trace.tb_lineno)
+        trace = trace.tb_next
+    return line
+
+
+def _mapped(value: Any, text: Callable[[str], Any], depth: int = 0) -> Any:
+    """A copy of plain JSON data with `text` applied to every string, keys included."""
+    if isinstance(value, str):
+        return text(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if depth > MAX_DEPTH:
+        raise RequestError(f"a tool, option or tool call is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, Mapping):
+        return {_mapped(key, text, depth + 1): _mapped(item, text, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(item, text, depth + 1) for item in value]
+    raise RequestError(f"a tool or option holds a {type(value).__name__}; expected plain JSON values")
+
+
+def _unused_character(strings: Iterable[str]) -> str:
+    """A private-use character that none of `strings` holds."""
+    used = set().union(*strings)
+    for chars in _PRIVATE_USE:
+        for code in chars:
+            if chr(code) not in used:
+                return chr(code)
+    raise RequestError("the conversation holds every private-use character of Unicode; expected text")

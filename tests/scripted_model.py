@@ -1,0 +1,115 @@
+"""A model that says what a test tells it to, with a byte tokenizer and a template: the runtime without weights.
+
+It reads its own KV cache to see the sequence so far, so a wrong block table or position shows up as a wrong answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from freehold.budget import MemoryPlan
+from freehold.core import KV_BLOCK, Batch, KVSpec
+from freehold.runtime import LocalModel
+
+BOS, SYSTEM, USER, ASSISTANT, EOS, SPLIT = range(256, 262)
+VOCAB = 262
+
+
+class ByteTokenizer:
+    """One token per byte, control tokens above; SPLIT stands for the first two bytes of a three-byte character."""
+
+    vocab_size = VOCAB
+    bos_id = BOS
+    add_bos = True
+    eos_ids = frozenset({EOS})
+    special_ids: Mapping[str, int] = {"<bos>": BOS, "<|im_end|>": EOS}
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id == SPLIT:
+            return "€".encode()[:2]
+        return bytes([token_id]) if token_id < 256 else b""
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+
+class RoleTemplate:
+    """[BOS] then per message its role's token and its bytes, then ASSISTANT."""
+
+    def render(self, messages, *, add_generation_prompt=True, tools=None, **options):
+        roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+        ids = [BOS]
+        for message in messages:
+            ids += [roles[message.role], *message.content.encode()]
+            if message.role == "assistant":
+                ids.append(EOS)
+        return [*ids, ASSISTANT] if add_generation_prompt else ids
+
+
+class ScriptedModel:
+    """Answers with `answer(prompt_text)` as bytes or token ids, then EOS; a prompt without roles counts upwards."""
+
+    vocab_size = VOCAB
+    kv_specs = (KVSpec("full", n_heads=1, k_dim=1, v_dim=1),)
+
+    def __init__(self, answer: str | bytes | Sequence[int] | Callable[[str], bytes], max_context: int = 512) -> None:
+        self.max_context = max_context
+        self.answer = answer
+        self.steps = 0
+        self.gate: threading.Semaphore | None = None  # when set, each step waits for a permit
+        self.inside = 0
+        self.overlapped = False
+
+    def new_kv(self, n_blocks: int):
+        kv = np.full((n_blocks, KV_BLOCK), -1, np.int32)
+        return type("KV", (), {"n_blocks": n_blocks, "tokens": kv})()
+
+    def forward(self, batch: Batch, kv):
+        self.inside += 1
+        self.overlapped |= self.inside > 1
+        if self.gate is not None:
+            self.gate.acquire(timeout=5)
+        self.steps += 1
+        rows = set(batch.logit_rows.tolist())
+        out = []
+        for i in range(len(batch.seq_starts) - 1):
+            blocks = batch.block_table[i]
+            for t in range(batch.seq_starts[i], batch.seq_starts[i + 1]):
+                position = int(batch.positions[t])
+                kv.tokens[blocks[position // KV_BLOCK], position % KV_BLOCK] = batch.tokens[t]
+                if t in rows:
+                    used = blocks[: position // KV_BLOCK + 1]
+                    out.append(self._logits(kv.tokens[used].reshape(-1)[: position + 1].tolist()))
+        self.inside -= 1
+        return np.array(out, np.float32)
+
+    def _logits(self, history: list[int]) -> np.ndarray:
+        row = np.zeros(VOCAB, np.float32)
+        row[self._next(history)] = 10.0
+        row[ord("?")] += 1.0
+        return row
+
+    def _next(self, history: list[int]) -> int:
+        if ASSISTANT not in history:
+            return (history[-1] + 1) % 256
+        start = len(history) - history[::-1].index(ASSISTANT)
+        prompt = bytes(token for token in history[:start] if token < 256).decode()
+        answer = self.answer(prompt) if callable(self.answer) else self.answer
+        ids = list(answer.encode() if isinstance(answer, str) else answer)
+        said = len(history) - start
+        return ids[said] if said < len(ids) else EOS
+
+
+def scripted(answer="Paris", *, context: int = 256, budget: int = 10**9, template=True, **options) -> LocalModel:
+    """A LocalModel around a ScriptedModel; its `.script` is the model."""
+    model = ScriptedModel(answer, max_context=max(context, 512))
+    plan = MemoryPlan(context, 2 * -(-context // KV_BLOCK), weight_bytes=1000, token_bytes=4, budget=budget)
+    local = LocalModel(model, ByteTokenizer(), RoleTemplate() if template else None, plan, name="scripted", **options)
+    local.script = model
+    return local
