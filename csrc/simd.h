@@ -56,7 +56,7 @@ template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
   __m512i x = a.v;
   if constexpr (SHIFT > TO) x = _mm512_srli_epi16(x, SHIFT - TO);
   if constexpr (SHIFT < TO) x = _mm512_slli_epi16(x, TO - SHIFT);
-  if constexpr (SHIFT == TO || SHIFT + WIDTH < 16) x = _mm512_and_si512(x, _mm512_set1_epi16((short)(((1 << WIDTH) - 1) << TO)));
+  if constexpr (TO || SHIFT + WIDTH < 16) x = _mm512_and_si512(x, _mm512_set1_epi16((short)(((1 << WIDTH) - 1) << TO)));
   return {x};
 }
 INLINE i16x32 operator|(i16x32 a, i16x32 b) { return {_mm512_or_si512(a.v, b.v)}; }
@@ -132,7 +132,7 @@ template <int SHIFT> INLINE i32x16 shift_left(i32x16 a) { return {_mm256_slli_ep
 template <int SHIFT, int WIDTH, int TO> INLINE __m256i bit_field(__m256i x) {
   if constexpr (SHIFT > TO) x = _mm256_srli_epi16(x, SHIFT - TO);
   if constexpr (SHIFT < TO) x = _mm256_slli_epi16(x, TO - SHIFT);
-  if constexpr (SHIFT == TO || SHIFT + WIDTH < 16) x = _mm256_and_si256(x, _mm256_set1_epi16((short)(((1 << WIDTH) - 1) << TO)));
+  if constexpr (TO || SHIFT + WIDTH < 16) x = _mm256_and_si256(x, _mm256_set1_epi16((short)(((1 << WIDTH) - 1) << TO)));
   return x;
 }
 template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
@@ -147,7 +147,10 @@ INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {
   int32_t pair;
   memcpy(&pair, a, 4);
   const __m256i act = _mm256_set1_epi32(pair);
-  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(codes.lo, act)), _mm256_add_epi32(sum.hi, _mm256_madd_epi16(codes.hi, act))};
+  sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(codes.lo, act));
+  sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(codes.hi, act));
+  asm("" : "+x"(sum.lo), "+x"(sum.hi));  // or GCC turns the chain of sums into a tree and spills every product
+  return sum;
 }
 
 #else

@@ -99,17 +99,19 @@ class ScriptedModel:
         if ASSISTANT not in history:
             return (history[-1] + 1) % 256
         start = len(history) - history[::-1].index(ASSISTANT)
-        prompt = bytes(token for token in history[:start] if token < 256).decode()
+        prompt = bytes(token for token in history[:start] if token < 256).decode(errors="replace")
         answer = self.answer(prompt) if callable(self.answer) else self.answer
         ids = list(answer.encode() if isinstance(answer, str) else answer)
         said = len(history) - start
         return ids[said] if said < len(ids) else EOS
 
 
-def scripted(answer="Paris", *, context: int = 256, budget: int = 10**9, template=True, **options) -> LocalModel:
+def scripted(
+    answer="Paris", *, context: int = 256, n_sequences: int = 2, budget: int = 10**9, template=True, **options
+) -> LocalModel:
     """A LocalModel around a ScriptedModel; its `.script` is the model."""
     model = ScriptedModel(answer, max_context=max(context, 512))
-    plan = MemoryPlan(context, 2 * -(-context // KV_BLOCK), weight_bytes=1000, token_bytes=4, budget=budget)
+    plan = MemoryPlan(context, n_sequences * -(-context // KV_BLOCK), weight_bytes=1000, token_bytes=4, budget=budget)
     local = LocalModel(model, ByteTokenizer(), RoleTemplate() if template else None, plan, name="scripted", **options)
     local.script = model
     return local

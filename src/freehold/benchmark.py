@@ -8,9 +8,6 @@ and values up to its position, at no more than the bandwidth measured on this ma
 from __future__ import annotations
 
 import statistics
-import threading
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +15,9 @@ import numpy as np
 
 from freehold import kernels
 from freehold.budget import kv_bytes_per_token
-from freehold.core import SamplingParams
-from freehold.engine import Generation
-from freehold.errors import FreeholdError, RequestError
+from freehold.core import KV_BLOCK, SamplingParams
+from freehold.engine import Timings
+from freehold.errors import RequestError, ResourceError
 from freehold.runtime import LocalModel
 
 
@@ -52,8 +49,9 @@ class Workload:
 class Measurement:
     """Medians over the runs. Rates are tokens per second of all sequences together, bandwidth is in GB/s.
 
-    `roofline` is the part of the measured bandwidth that decode's unavoidable reads reach; above 1 the weights come
-    from a cache. `bytes_per_step` are those reads: all resident weights once, and the KV cache of every sequence.
+    `bytes_per_step` is what a decode step cannot avoid reading: all resident weights once, and the KV cache of every
+    sequence. `roofline` is the part of the measured bandwidth that this reaches; above 1 the weights come from a cache.
+    `peak_bytes` is the most memory the process had resident, None where the system does not say.
     """
 
     prefill: float
@@ -63,6 +61,7 @@ class Measurement:
     bytes_per_step: int
     bandwidth: float
     roofline: float
+    peak_bytes: int | None
 
 
 def measure(model: LocalModel, work: Workload, *, seed: int = 0) -> Measurement:
@@ -71,14 +70,21 @@ def measure(model: LocalModel, work: Workload, *, seed: int = 0) -> Measurement:
         raise RequestError(
             f"this workload needs a context of {work.context} tokens; {model.name} was loaded with {model.max_context}"
         )
+    n_held, n_needed = model.plan.n_blocks, work.batch * -(-work.context // KV_BLOCK)
+    if n_held < n_needed:  # sequences would wait for each other, and the waiting would be measured
+        raise ResourceError(
+            f"{work.batch} sequences of {work.context} tokens need {n_needed} KV blocks, but memory allows {n_held}; "
+            f"measure a smaller --batch or --depth"
+        )
     rng = np.random.default_rng(seed)
     prefill, decode = [], []
     for _ in range(work.n_runs + 1):
-        arrivals, start = _run(model, rng, work.n_prefill, 1, work.batch)
-        prefill.append(work.batch * work.n_prefill / (max(times[0] for times in arrivals) - start))
-        arrivals, _ = _run(model, rng, work.depth, work.n_decode + 1, work.batch)
-        decode.append(_decode_rate(arrivals))
+        timings = _run(model, rng, work.n_prefill, 1, work.batch)
+        prefill.append(work.batch * work.n_prefill / max(each.queue_seconds + each.prefill_seconds for each in timings))
+        timings = _run(model, rng, work.depth, work.n_decode + 1, work.batch)
+        decode.append(sum(work.n_decode / each.decode_seconds for each in timings))
     prefill, decode = prefill[1:], decode[1:]
+    peak = peak_memory()  # before the bandwidth measurement, which takes memory of its own
     bandwidth = kernels.measure_bandwidth(model.n_threads)
     rate = statistics.median(decode)
     bytes_per_step = model.plan.weight_bytes + work.batch * _kv_bytes(model, work.depth + work.n_decode // 2)
@@ -89,6 +95,7 @@ def measure(model: LocalModel, work: Workload, *, seed: int = 0) -> Measurement:
         decode_runs=tuple(decode),
         bytes_per_step=bytes_per_step,
         bandwidth=bandwidth,
+        peak_bytes=peak,
         roofline=bytes_per_step * (rate / work.batch) / (bandwidth * 1e9),
     )
 
@@ -104,45 +111,18 @@ def peak_memory() -> int | None:
     return None
 
 
-def _run(
-    model: LocalModel, rng: np.random.Generator, n_prompt: int, n_tokens: int, batch: int
-) -> tuple[list[list[float]], float]:
-    """Generate `n_tokens` after `batch` random prompts: when each token of each sequence arrived, and the start."""
-    params = SamplingParams(max_tokens=n_tokens)
+def _run(model: LocalModel, rng: np.random.Generator, n_prompt: int, n_tokens: int, batch: int) -> list[Timings]:
+    """Generate `n_tokens` after each of `batch` random prompts, all at once; the engine's clock tells the times.
+
+    The engine shares prefill evenly, so that sequences of one length begin to decode, and end, together.
+    """
+    params = SamplingParams(max_tokens=n_tokens)  # no stop ids: every sequence runs to its limit
     prompts = [rng.integers(0, model.vocab_size, n_prompt).tolist() for _ in range(batch)]
-    start = time.perf_counter()
     generations = [model.engine.submit(prompt, params) for prompt in prompts]
-    arrivals: list[list[float]] = [[] for _ in range(batch)]
-    errors: list[FreeholdError] = []
-
-    def read(generation: Generation, times: list[float]) -> None:
-        try:
-            times.extend(time.perf_counter() for _ in generation)
-        except FreeholdError as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=read, args=pair) for pair in zip(generations, arrivals, strict=True)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        for generation in generations:
-            generation.cancel()
-    if errors:
-        raise errors[0]
-    assert all(len(times) == n_tokens for times in arrivals), "without stop ids every sequence runs to its limit"
-    return arrivals, start
-
-
-def _decode_rate(arrivals: Sequence[Sequence[float]]) -> float:
-    """Tokens per second of all sequences together, over the time when all of them were decoding."""
-    begin = max(times[0] for times in arrivals)
-    end = min(times[-1] for times in arrivals)
-    if end <= begin:
-        raise RequestError("the first sequence ended before the last began; measure more tokens (--tg)")
-    return sum(begin < moment <= end for times in arrivals for moment in times) / (end - begin)
+    for generation in generations:
+        for _ in generation:
+            pass
+    return [generation.timings for generation in generations]
 
 
 def _kv_bytes(model: LocalModel, position: int) -> int:

@@ -52,9 +52,8 @@ def kv_bytes_per_token(specs: Sequence[KVSpec], element_bytes: int) -> int:
 def config_token_bytes(config: Mapping[str, Any], element_bytes: int = 2) -> int | None:
     """kv_bytes_per_token as the config alone tells it, for models of full attention; None where a key is missing."""
     values = [config.get(key) for key in ("num_hidden_layers", "num_key_value_heads", "head_dim")]
-    if not all(isinstance(value, int) for value in values):
-        return None
-    return 2 * element_bytes * math.prod(values)
+    sizes = [value for value in values if isinstance(value, int)]
+    return 2 * element_bytes * math.prod(sizes) if len(sizes) == len(values) else None
 
 
 def check_weights(n_bytes: int, budget: int, what: str) -> None:

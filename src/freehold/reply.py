@@ -21,11 +21,11 @@ from freehold.text.tokenizer import IncrementalDecoder, Tokenizer
 class TokenLogprob:
     """One generated token's bytes and log-probability (nats), with the likeliest alternatives, best first.
 
-    `bytes` is exact even where a token holds part of a character; `top` holds (id, bytes, log-probability).
+    `raw` is exact even where a token holds part of a character; `top` holds (id, bytes, log-probability).
     """
 
     id: int
-    bytes: bytes
+    raw: bytes
     logprob: float
     top: tuple[tuple[int, bytes, float], ...] = ()
 
@@ -52,10 +52,10 @@ class Reply:
 class Stream(Iterator[Event]):
     """The events of one answer as they are generated: "text" as it becomes certain, then one "finish".
 
-    Iterate it, or call `reply()` for the whole. One thread iterates; `close()` may come from any. Closing early, leaving
-    the `with` block, or dropping the last reference cancels the generation, which ends within one step; what was
-    received and held back (a possible stop string, half a character) is still delivered to whoever reads on. Iteration
-    raises EngineError if the engine dies.
+    Iterate it, or call `reply()` for the whole. One thread iterates; `close()` may come from any. Closing early,
+    leaving the `with` block, or dropping the last reference cancels the generation, which ends within one step; what
+    was received and held back (a possible stop string, half a character) is still delivered to whoever reads on.
+    Iteration raises EngineError if the engine dies.
     """
 
     def __init__(

@@ -102,7 +102,10 @@ def test_stop_ids_end_with_the_stop_token() -> None:
     stop = ids[12]
     with Engine(FakeModel(), EngineConfig(n_blocks=10)) as engine:
         generation = engine.submit(prompt, SamplingParams(stop_ids=frozenset({stop}), max_tokens=30))
-        tokens = list(generation)
+        tokens = []
+        for token in generation:
+            tokens.append(token)
+            assert token.finish is None or token.finish == generation.finish_reason
     assert [token.id for token in tokens] == ids[: ids.index(stop) + 1]
     assert [token.finish for token in tokens] == [None] * ids.index(stop) + ["stop"]
     assert generation.finish_reason == "stop"
@@ -218,12 +221,12 @@ def test_logprobs_reach_the_tokens() -> None:
 
 def test_counters_and_timings_add_up() -> None:
     with Engine(FakeModel(), EngineConfig(n_blocks=20, max_batch_tokens=16)) as engine:
-        generation = engine.submit(prompt_of(1, 50), greedy(11))
+        generation = engine.submit(prompt_of(1, 49), greedy(11))
         ids_of(generation)
         stats, timings = engine.stats, generation.timings
-    assert (stats.n_prefill_tokens, stats.n_decode_tokens) == (50, 10)
+    assert (stats.n_prefill_tokens, stats.n_decode_tokens) == (49, 10)
     assert (stats.n_running, stats.n_waiting, stats.n_free_blocks) == (0, 0, 20)
-    assert (generation.n_prompt, generation.n_generated, timings.n_generated) == (50, 11, 11)
+    assert (generation.n_prompt, generation.n_generated, timings.n_generated) == (49, 11, 11)
     assert timings.queue_seconds >= 0
     assert timings.prefill_seconds > 0
     assert timings.decode_seconds > 0

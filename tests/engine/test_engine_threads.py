@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
-from engine_fakes import FakeModel, Gate, expected_ids, prompt_of
+from engine_fakes import FakeKV, FakeModel, Gate, expected_ids, prompt_of
 
-from freehold.core import Batch, SamplingParams
+from freehold.core import Batch, Float32Array, KVCacheLike, SamplingParams
 from freehold.engine import Engine, EngineConfig
 from freehold.errors import EngineError
 
@@ -115,6 +117,15 @@ def test_a_dropped_generation_is_cancelled(engine: Engine, gate: Gate) -> None:
     assert engine.stats.n_decode_tokens < 2999
 
 
+def test_a_generation_that_nobody_ever_read_is_cancelled(engine: Engine, gate: Gate) -> None:
+    generation = engine.submit(prompt_of(1, 10), greedy(3000))
+    gate.wait_entered()
+    del generation
+    gate.open(2)
+    wait_until(lambda: engine.stats.n_running == 0)
+    assert engine.stats.n_free_blocks == 100
+
+
 def test_close_cancels_everything_and_later_submits_are_refused(engine: Engine, gate: Gate) -> None:
     generations = [engine.submit(prompt_of(i, 3), greedy(1000)) for i in range(7)]
     gate.open_for_good()
@@ -159,6 +170,49 @@ def test_a_failing_model_ends_every_generation_with_its_cause(model: FakeModel, 
             list(generation)
     with pytest.raises(EngineError, match="engine stopped: ZeroDivisionError: bad kernel"):
         engine.submit([1], greedy(1))
+
+
+def test_a_failing_model_also_ends_what_it_had_not_seen_yet(model: FakeModel, engine: Engine, gate: Gate) -> None:
+    def fail(batch: Batch) -> None:
+        gate(batch)
+        raise MemoryError
+
+    model.before = fail
+    seen = engine.submit([1], greedy(5))
+    gate.wait_entered()
+    unseen, dropped = engine.submit([2], greedy(5)), engine.submit([3], greedy(5))
+    dropped.cancel()
+    gate.open()
+    for generation in (seen, unseen):
+        with pytest.raises(EngineError, match="MemoryError"):
+            list(generation)
+    assert list(dropped) == []
+    assert dropped.finish_reason == "cancelled"
+    assert engine.stats.n_waiting == 0
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_the_kv_storage_is_freed_with_the_thread(dies: bool) -> None:
+    class Storage(FakeModel):
+        def new_kv(self, n_blocks: int) -> FakeKV:
+            kv = super().new_kv(n_blocks)
+            self.kv = weakref.ref(kv)
+            return kv
+
+        def forward(self, batch: Batch, kv: KVCacheLike) -> Float32Array:
+            if dies:
+                raise ValueError("bad kernel")
+            return super().forward(batch, kv)
+
+    model = Storage()
+    engine = Engine(model, EngineConfig(n_blocks=4))
+    generation = engine.submit([1], greedy(1))
+    with pytest.raises(EngineError) if dies else nullcontext():
+        list(generation)
+    engine.close()
+    gc.collect()
+    assert model.kv() is None
+    assert (generation.finish_reason == "error") == dies
 
 
 def test_sixteen_threads_get_their_own_tokens() -> None:

@@ -92,6 +92,11 @@ def test_any_workload_gives_the_ids_of_each_sequence_alone(
         assert sequence.generated == expected_ids(prompt_of(seed, 110)[:n_prompt], max_tokens)
 
 
+def test_blocks_cover_the_known_tokens_and_no_more() -> None:
+    n_needed = [make_sequence(prompt_of(1, n), 1).n_blocks_needed for n in (1, KV_BLOCK, KV_BLOCK + 1, 2 * KV_BLOCK)]
+    assert n_needed == [1, 1, 2, 2]
+
+
 def test_preemption_takes_the_latest_and_keeps_the_output() -> None:
     scheduler = make_scheduler(6)
     driver = Driver(scheduler, 64)
@@ -110,13 +115,69 @@ def test_preemption_takes_the_latest_and_keeps_the_output() -> None:
     assert second.generated == expected_ids(prompt_of(2, 30), 100)
 
 
+def test_a_preempted_sequence_returns_before_those_that_never_ran() -> None:
+    scheduler = make_scheduler(6, max_sequences=2)
+    driver = Driver(scheduler, 64)
+    sequences = [make_sequence(prompt_of(i, 30), 100) for i in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    while not scheduler.n_preemptions:
+        driver.step()
+    assert list(scheduler.waiting) == sequences[1:]
+    driver.run()
+    assert driver.done == sequences
+
+
+def test_a_preempted_sequence_publishes_its_blocks_again() -> None:
+    scheduler = make_scheduler(6)
+    driver = Driver(scheduler, 64)
+    first, second = make_sequence(prompt_of(1, 30), 140), make_sequence(prompt_of(2, 30), 100)
+    scheduler.add(first)
+    scheduler.add(second)
+    driver.run()
+    assert scheduler.n_preemptions == 1
+    again = make_sequence(prompt_of(2, 30) + second.generated, 1)
+    scheduler.add(again)
+    driver.run()
+    assert again.n_cached == 4 * KV_BLOCK
+
+
+def test_a_prefix_outlives_what_builds_on_it() -> None:
+    scheduler = make_scheduler(6)
+    driver = Driver(scheduler, 200)
+    for prompt in (prompt_of(1, 4 * KV_BLOCK + 1), prompt_of(2, 2 * KV_BLOCK + 1)):
+        scheduler.add(make_sequence(prompt, 1))
+        driver.run()
+    again = make_sequence(prompt_of(1, 4 * KV_BLOCK + 1), 1)
+    scheduler.add(again)
+    driver.run()
+    assert again.n_cached == 3 * KV_BLOCK  # the second prompt took the two free blocks and the end of the first
+
+
+def test_cached_tokens_are_counted_once_however_long_a_sequence_waits() -> None:
+    scheduler = make_scheduler(8)
+    driver = Driver(scheduler, 200)
+    prompt = prompt_of(1, 2 * KV_BLOCK + 1)
+    scheduler.add(make_sequence(prompt, 1))
+    driver.run()
+    holder, blocked = make_sequence(prompt_of(2, 5 * KV_BLOCK), 20), make_sequence(prompt, 1)
+    scheduler.add(holder)
+    scheduler.add(blocked)
+    for _ in range(10):
+        driver.step()
+        assert list(scheduler.waiting) == [blocked]
+    driver.run()
+    assert blocked.n_cached == 2 * KV_BLOCK
+    assert scheduler.n_cached_tokens == 2 * KV_BLOCK
+
+
 def test_a_preempted_sequence_does_not_thrash() -> None:
     scheduler = make_scheduler(8)
     driver = Driver(scheduler, 64)
     for seed in range(4):
         scheduler.add(make_sequence(prompt_of(seed, 40), 120))
     driver.run()
-    assert 1 <= scheduler.n_preemptions <= 8
+    assert scheduler.n_preemptions == 3
     assert [len(s.generated) for s in driver.done] == [120] * 4
 
 
@@ -136,6 +197,16 @@ def test_a_long_prompt_delays_neither_decoding_nor_a_short_prompt() -> None:
         assert long.n_computed > n_before
     assert len(short.generated) == 2
     assert long.n_computed >= 4 * 15
+
+
+def test_prompts_share_a_step_evenly_and_pass_on_what_they_do_not_need() -> None:
+    scheduler = make_scheduler(200, max_batch_tokens=64)
+    driver = Driver(scheduler, 64)
+    sequences = [make_sequence(prompt_of(i, n), 1) for i, n in enumerate((300, 4, 300, 301))]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    step = driver.step()
+    assert step.work == list(zip(sequences, (20, 4, 20, 20), strict=True))
 
 
 def test_decoding_does_not_starve_prefill_even_with_the_smallest_budget() -> None:
@@ -196,6 +267,24 @@ def test_followers_go_on_when_the_sequence_they_wait_for_is_removed() -> None:
     scheduler.remove(leader)
     driver.run()
     assert follower.generated == expected_ids([*shared, 2], 2)
+
+
+def test_a_block_that_appears_in_the_cache_replaces_a_half_computed_one() -> None:
+    scheduler = make_scheduler(10, max_batch_tokens=16)
+    driver = Driver(scheduler, 16)
+    prompt = prompt_of(1, 60)
+    sequence = make_sequence(prompt, 40)
+    scheduler.add(sequence)
+    driver.step()
+    pool = scheduler.pool
+    block = pool.allocate()
+    driver.kv.slots[block] = np.stack([np.arange(KV_BLOCK), prompt[:KV_BLOCK]], axis=1)
+    pool.publish(block, sequence.key(0))
+    driver.step()
+    assert (sequence.blocks[0], sequence.n_computed, sequence.n_cached) == (block, KV_BLOCK + 16, KV_BLOCK - 16)
+    pool.release(block)
+    driver.run()
+    assert sequence.generated == expected_ids(prompt, 40)
 
 
 def test_the_last_prompt_token_is_always_computed() -> None:

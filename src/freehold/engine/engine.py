@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+import traceback
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -96,7 +97,7 @@ class Engine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -163,6 +164,8 @@ class Engine:
                 self._sample(step.sampled, logits)
         except BaseException as error:  # whatever ends this thread, nobody may be left waiting for it
             cause = error
+            traceback.clear_frames(error.__traceback__)  # its locals would keep the KV storage in memory
+        del kv
         self._end_all(cause)
 
     def _receive(self) -> bool:
@@ -172,7 +175,7 @@ class Engine:
             if sequence is None:
                 return False
             if sequence.cancelled:
-                self._end(sequence, "cancelled")
+                self._end(sequence, "cancelled", None)
             else:
                 self._scheduler.add(sequence)
         return True
@@ -194,18 +197,22 @@ class Engine:
                 finish = "stop"
             elif len(sequence.generated) == sequence.max_tokens:
                 finish = "length"
-            sequence.sink.put(Token(choice.id, choice.logprob, choice.top, finish))
-            if finish is not None:
-                self._end(sequence, finish)
+            token = Token(choice.id, choice.logprob, choice.top, finish)
+            if finish is None:
+                sequence.sink.put(token)
+            else:
+                self._end(sequence, finish, token, None)
 
-    def _end(self, sequence: Sequence, finish: FinishReason, error: EngineError | None = None) -> None:
+    def _end(self, sequence: Sequence, finish: FinishReason, *last: Token | EngineError | None) -> None:
+        """Free what the sequence holds and send its last items; whoever reads them finds `finish` already set."""
         if sequence.finish is not None:
             return  # cancelled just after it ended by itself
         self._scheduler.remove(sequence, keep_cache=finish != "error")
         with self._lock:
             self._n_unfinished -= 1
         sequence.finish = finish
-        sequence.sink.put(error)
+        for item in last:
+            sequence.sink.put(item)
 
     def _end_all(self, cause: BaseException | None) -> None:
         with self._lock:
@@ -221,7 +228,7 @@ class Engine:
                 sequences.append(sequence)
         for sequence in sequences:
             if cause is None or sequence.cancelled:
-                self._end(sequence, "cancelled")
+                self._end(sequence, "cancelled", None)
             else:
                 error = self._closed_error()
                 error.__cause__ = cause

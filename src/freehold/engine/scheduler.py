@@ -133,10 +133,10 @@ class Scheduler:
                 sequence.admitted_at = time.perf_counter()
 
     def _adopt(self, sequence: Sequence) -> None:
-        """Take over the longest cached prefix of what is pending. The last token stays, as its logits are needed."""
-        if not self._prefix_cache or sequence.n_computed % KV_BLOCK:
+        """Take over the longest prefix of what is pending that is cached by now."""
+        if not self._prefix_cache:
             return
-        for i in range(sequence.n_computed // KV_BLOCK, (sequence.n_tokens - 1) // KV_BLOCK):
+        for i in range(sequence.n_computed // KV_BLOCK, sequence.n_reusable_blocks):
             block = self.pool.lookup(sequence.key(i))
             if block is None:
                 break
@@ -146,10 +146,11 @@ class Scheduler:
                 sequence.blocks[i] = block
             else:
                 sequence.blocks.append(block)
-            sequence.n_computed += KV_BLOCK
+            n_new = (i + 1) * KV_BLOCK - sequence.n_computed
+            sequence.n_computed += n_new
             sequence.n_published = i + 1
             if not sequence.generated:
-                sequence.n_cached += KV_BLOCK
+                sequence.n_cached += n_new
 
     def _plan_prefill(self, *, decoding: set[Sequence], budget: int) -> list[tuple[Sequence, int]]:
         chosen = []
@@ -159,9 +160,9 @@ class Scheduler:
                 continue
             self._adopt(sequence)
             i = sequence.n_computed // KV_BLOCK
-            if self._prefix_cache and (i + 1) * KV_BLOCK <= sequence.n_tokens:
+            if self._prefix_cache and i < sequence.n_reusable_blocks:
                 key = sequence.key(i)
-                if key in in_progress and (i + 1) * KV_BLOCK < sequence.n_tokens:
+                if key in in_progress:
                     continue
                 in_progress.add(key)
             chosen.append(sequence)

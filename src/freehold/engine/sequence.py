@@ -55,6 +55,11 @@ class Sequence:
         """Blocks that all known tokens occupy."""
         return -(-self.n_tokens // KV_BLOCK)
 
+    @property
+    def n_reusable_blocks(self) -> int:
+        """Leading blocks that may come from the prefix cache: the last token is computed for its logits."""
+        return (self.n_tokens - 1) // KV_BLOCK
+
     def tokens(self, start: int, stop: int) -> array[int]:
         """Copy of the token ids at positions start .. stop - 1, int32."""
         return self._tokens[start:stop]

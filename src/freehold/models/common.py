@@ -124,6 +124,8 @@ def _scaled(inverse: npt.NDArray[np.float64], parameters: Config) -> npt.NDArray
         parameters.finish()
         return inverse
     factor = parameters.get("factor", float)
+    if not factor > 0:
+        raise ModelFileError(f"rope scaling has factor {factor}; expected a positive number")
     if kind == "linear":
         parameters.finish()
         return inverse / factor

@@ -20,8 +20,8 @@ _PICTURES[0x7F] = 0x2421
 _PICTURES.update(dict.fromkeys(range(0x80, 0xA0), 0xFFFD))  # C1: 0x9B alone opens a control sequence on some terminals
 
 QUIET_SECONDS = 0.4
-"""Work that ends sooner shows no bar: one that flashes by informs nobody, and importing rich takes 0.1 s. Lines in a log
-wait ten times as long."""
+"""Work that ends sooner shows no bar: one that flashes by informs nobody, and importing rich takes 0.1 s. Lines in a
+log wait ten times as long."""
 
 
 def printable(text: str) -> str:

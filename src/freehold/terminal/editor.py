@@ -58,19 +58,21 @@ class PlainEditor:
     """Lines from standard input; the prompt goes to standard error, so that standard output holds only answers."""
 
     def read(self) -> str:
-        text = ""
+        lines: list[str] = []
         while True:
-            print(CONTINUATION if text else PROMPT, end="", file=sys.stderr, flush=True)
+            print(CONTINUATION if lines else PROMPT, end="", file=sys.stderr, flush=True)
             line = sys.stdin.readline()
-            if not line and not text:
+            if not line and not lines:
                 raise EOFError
-            text += line.removesuffix("\n")
-            if line and open_block(text):
-                text += "\n"
-            elif line and text.endswith("\\") and not text.startswith(FENCE):
-                text = text[:-1] + "\n"
-            else:
-                return unfence(text)
+            if not line:
+                break
+            lines.append(line.removesuffix("\n"))
+            if open_block("\n".join(lines)):
+                continue
+            if not line.endswith("\\\n"):
+                break
+            lines[-1] = lines[-1][:-1]
+        return unfence("\n".join(lines))
 
 
 class LineEditor:

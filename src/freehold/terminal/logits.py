@@ -25,12 +25,14 @@ def read_ids(path: Path) -> list[int]:
     if path.stat().st_size > MAX_IDS_BYTES:
         raise RequestError(f"{path} is over {MAX_IDS_BYTES // 2**20} MiB; expected the token ids of one sequence")
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        # Mapped, so that a header claiming a huge array is checked against the file instead of allocated.
+        ids = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
         raise RequestError(f"{path} is not a .npy file of numbers: {str(error)[:200]}") from error
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size:
-        found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an archive of several arrays"
-        raise RequestError(f"{path} holds {found}; expected one dimension of integers, not empty")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size:
+        raise RequestError(
+            f"{path} holds {ids.dtype} of shape {list(ids.shape)}; expected one dimension of integers, not empty"
+        )
     return [int(token) for token in ids]
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from freehold import kernels
-from freehold.benchmark import Measurement, Workload, peak_memory
+from freehold.benchmark import Measurement, Workload
 from freehold.runtime import LocalModel
 from freehold.terminal.console import human_bytes, table
 
@@ -26,7 +26,7 @@ def describe_bench(model: LocalModel, work: Workload, result: Measurement, preci
         "decode_runs": [round(rate, 1) for rate in result.decode_runs],
         "load_seconds": round(model.load_seconds, 3),
         "weight_bytes": model.plan.weight_bytes,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": result.peak_bytes,
         "decode_bytes_per_step": result.bytes_per_step,
         "memory_bandwidth_gb_per_s": round(result.bandwidth, 1),
         "roofline_fraction": round(result.roofline, 3),

@@ -22,6 +22,9 @@ BYTES_PER_CHAR = 64
 
 MAX_INT_BITS = 4096
 
+MAX_DEPTH = 200
+"""Of nested containers: hashing and freeing them recurse on the C stack, some without a check of their own."""
+
 BUDGET = "the budget"
 
 
@@ -38,7 +41,7 @@ class Budget:
         self._deadline = time.monotonic() + max_seconds
         self._bytes_left = max_chars * BYTES_PER_CHAR
         # Containers cannot change inside the sandbox, so each is measured once; holding it keeps its id its own.
-        self._measured: dict[int, tuple[object, int]] = {}
+        self._measured: dict[int, tuple[object, int, int]] = {}  # id -> (itself, size, depth)
 
     def tick(self) -> None:
         """Called at every step that a template can repeat."""
@@ -75,21 +78,28 @@ class Budget:
 
     def size(self, value: object) -> int:
         """Characters and items in the tree of `value`: about the length of its text."""
+        return self._measure(value)[0]
+
+    def _measure(self, value: object) -> tuple[int, int]:
+        """The tree's size and depth."""
         if isinstance(value, str):
-            return len(value)
+            return len(value), 0
         if not isinstance(value, _Tree):
-            return 1
+            return 1, 0
         known = self._measured.get(id(value))
         if known is not None:
-            return known[1]
+            return known[1:]
         self.tick()
-        total = 2
-        items = value if not isinstance(value, dict) else [part for pair in value.items() for part in pair]
-        for item in items:
-            total += 2 + self.size(item)
-            self.check(total)
-        self._measured[id(value)] = (value, total)
-        return total
+        size, depth = 2, 0
+        for item in value if not isinstance(value, dict) else [part for pair in value.items() for part in pair]:
+            item_size, item_depth = self._measure(item)
+            size += 2 + item_size
+            depth = max(depth, item_depth + 1)
+            self.check(size)
+        if depth > MAX_DEPTH:
+            raise OverBudget(f"it nests values more than {MAX_DEPTH} deep")
+        self._measured[id(value)] = (value, size, depth)
+        return size, depth
 
 
 def budget_of(context: Context) -> Budget:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from functools import wraps
 from string import Formatter
 from typing import Any, NoReturn
@@ -54,7 +54,7 @@ _JINJA_OBJECTS = (
     utils.Cycler,
     utils.Joiner,
 )
-_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS = (KeysView, ValuesView, ItemsView)
 MAX_FORMAT_NUMBER = 1000
 """Largest width or precision in str.format."""
 
@@ -114,8 +114,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             __obj.budget = budget
         elif isinstance(getattr(__obj, "__self__", None), str):
             args = filters.checked_method_args(budget, __obj.__self__, __obj.__name__, args)
-        result = super().call(__context, __obj, *args, **kwargs)
-        return budget.admit(list(result) if isinstance(result, _VIEWS) else result)
+        result: Any = super().call(__context, __obj, *args, **kwargs)
+        if isinstance(result, _VIEWS):  # they could not be measured
+            result = list(result)
+        return budget.admit(result)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = budget_of(context)

@@ -121,8 +121,10 @@ class ChatTemplate:
         chunks: list[str] = []
         total = 0
         try:
-            if budget.size([*variables.values()]) > self._max_chars:
-                raise OverBudget(f"the conversation is longer than {self._max_chars} characters")
+            budget.size([*variables.values()])
+        except OverBudget as error:
+            raise RequestError(f"the conversation and its tools exceed {self._max_chars} characters") from error
+        try:
             context = self._template.new_context({**variables, **self._special_texts(), BUDGET: budget})
             for chunk in self._template.root_render_func(context):
                 budget.tick()

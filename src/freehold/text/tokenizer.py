@@ -8,6 +8,7 @@ is the `tokenizers` library's. Knows nothing of messages, templates, models or h
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -171,19 +172,29 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> Tokenizer:
     n_ids = max(full.get_vocab_size(), *(id + 1 for id in full.get_added_tokens_decoder()), 0)
     vocab_size = _count(config, n_ids)
     bos = _ids(config, ("bos_token_id",), vocab_size)
-    starts = full.encode("", add_special_tokens=True).ids
     return Tokenizer(
         full,
         vocab_size=vocab_size,
         bos_id=bos[0] if bos else None,
         eos_ids=_ids(config, ("eos_token_id",), vocab_size),
-        add_bos=bool(bos) and starts[:1] == bos[:1],
+        add_bos=bool(bos) and _first_added(full) == bos[0],
     )
+
+
+def _first_added(full: tokenizers.Tokenizer) -> int | None:
+    """The id that the post-processor puts before a text, read from its JSON: running an inconsistent one panics."""
+    state = {} if full.post_processor is None else json.loads(full.post_processor.__getstate__())
+    for step in state.get("processors", [state]):
+        first = step["single"][0] if step.get("single") else {}
+        if "SpecialToken" in first:
+            ids = step["special_tokens"].get(first["SpecialToken"]["id"], {}).get("ids")
+            return ids[0] if ids else None
+    return None
 
 
 def _from_gguf(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> Tokenizer:
     import tokenizers
-    from tokenizers import AddedToken, decoders, normalizers
+    from tokenizers import AddedToken, normalizers
 
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "gpt2":
@@ -203,16 +214,10 @@ def _from_gguf(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> Tokeni
         _fail(f"tokenizer.ggml.tokens holds {double[:80]!r} twice", "each text once")
     full = tokenizers.Tokenizer(_bpe(vocab, merges, cut.ignore_merges))
     full.pre_tokenizer = pre_tokenizer(cut)
-    full.decoder = decoders.ByteLevel()
     if cut.nfc:
         full.normalizer = normalizers.NFC()
-    full.add_tokens(
-        [
-            AddedToken(tokens[id], special=kind == _CONTROL, normalized=False)
-            for id, kind in enumerate(types)
-            if kind in (_CONTROL, _USER_DEFINED) and tokens[id]
-        ]
-    )
+    added = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
+    full.add_tokens([AddedToken(t, special=kind == _CONTROL, normalized=False) for t, kind in added if t])
     vocab_size = _count(config, len(tokens))
     bos = _ids(metadata, ("tokenizer.ggml.bos_token_id",), len(tokens))
     ends = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))

@@ -1,0 +1,87 @@
+"""Small recorded programs for the kernel tests, and batches to run them on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
+from freehold.formats import FORMATS, QTensor
+from freehold.kernels import NativeBackend, Norm, Ops, ReferenceBackend, Rope
+
+Backend = NativeBackend | ReferenceBackend
+
+
+def f32(values: Float32Array) -> QTensor:
+    """A float32 matrix as a tensor."""
+    values = np.ascontiguousarray(values, np.float32)
+    return QTensor(FORMATS["F32"], values.shape, values.view(np.uint8).reshape(values.shape[0], -1))
+
+
+def random_tensor(name: str, n_rows: int, n_cols: int, seed: int) -> QTensor:
+    """Random bytes of a format, its scales replaced by small finite ones."""
+    rng = np.random.default_rng(seed)
+    fmt = FORMATS[name]
+    if fmt.block == 1:
+        values = rng.standard_normal((n_rows, n_cols)).astype(np.float32)
+        if name == "BF16":
+            data = (values.view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            data = values.astype({"F32": np.float32, "F16": np.float16}[name])
+        return QTensor(fmt, (n_rows, n_cols), data.view(np.uint8).reshape(n_rows, -1))
+    data = rng.integers(0, 256, (n_rows, fmt.row_bytes(n_cols)), np.uint8)
+    blocks = data.view(fmt.layout)
+    for field in fmt.layout.names or ():
+        if fmt.layout[field].base == np.dtype(np.float16):
+            blocks[field] = rng.uniform(-0.01, 0.01, blocks[field].shape).astype(np.float16)
+    return QTensor(fmt, (n_rows, n_cols), data)
+
+
+def batch(
+    sequences: Sequence[tuple[int, int]], *, rows: Sequence[int] | None = None, tokens: Sequence[int] | None = None
+) -> Batch:
+    """Sequences of (first position, n_tokens), each with blocks of its own; by default token i is id i, all rows wanted."""
+    counts = [n for _, n in sequences]
+    total, deepest = sum(counts), max(start + n for start, n in sequences)
+    n_blocks = -(-deepest // KV_BLOCK)
+    return Batch(
+        tokens=np.arange(total, dtype=np.int32) if tokens is None else np.array(tokens, np.int32),
+        positions=np.concatenate([np.arange(s, s + n, dtype=np.int32) for s, n in sequences]),
+        seq_starts=np.cumsum([0, *counts], dtype=np.int32),
+        block_table=np.arange(len(sequences) * n_blocks, dtype=np.int32).reshape(len(sequences), n_blocks)[:, ::-1].copy(),
+        logit_rows=np.arange(total, dtype=np.int32) if rows is None else np.array(rows, np.int32),
+    )
+
+
+def product(backend: Backend, x: Float32Array, weight: QTensor, norm: Norm | None = None) -> Float32Array:
+    """weight @ norm(x) for the rows of x."""
+    ops = Ops()
+    ops.head(ops.embed(backend.matrix(f32(x))), backend.matrix(weight), norm=norm)
+    program = backend.compile(ops)
+    return program.run(batch([(0, len(x))]), program.new_kv(32))
+
+
+class AttentionProgram:
+    """q, k and v straight from the embeddings, attention, and its output as logits."""
+
+    def __init__(
+        self, backend: Backend, n_tokens: int, n_heads: int, n_kv: int, dim: int, window: int | None = None, seed: int = 0
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        hidden = 32
+        ops = Ops()
+        x = ops.embed(backend.matrix(f32(rng.standard_normal((n_tokens, hidden)))))
+        weights = [rng.standard_normal((n * dim, hidden)) / 4 for n in (n_heads, n_kv, n_kv)]
+        q, k, v = ops.linear(x, [backend.matrix(f32(w)) for w in weights])
+        spec = KVSpec("full" if window is None else "window", n_kv, dim, dim, window)
+        rope = Rope(1e4 ** (-np.arange(0, dim, 2) / dim))
+        out = ops.attend(q, k, v, spec, rope=rope, scale=dim**-0.5)
+        ops.head(out, backend.matrix(f32(np.eye(n_heads * dim))))
+        self.program = backend.compile(ops)
+
+    def new_kv(self, n_blocks: int = 256):  # type: ignore[no-untyped-def]  # whichever backend's
+        return self.program.new_kv(n_blocks)
+
+    def run(self, batch: Batch, kv: object = None) -> Float32Array:
+        return self.program.run(batch, self.new_kv() if kv is None else kv)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""Paged attention against numpy, and its promise that chunks, batches and threads never change a bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from programs import AttentionProgram, batch
+
+from freehold.errors import KernelError
+from freehold.kernels import NativeBackend, ReferenceBackend, available_isas
+
+ISAS = available_isas()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(4, 4, 16), (9, 3, 64), (8, 1, 128), (2, 1, 256)])
+@pytest.mark.parametrize("window", [None, 1, 20, 300])
+def test_equals_numpy(isa: str, n_heads: int, n_kv: int, dim: int, window: int | None) -> None:
+    if isa == "scalar" and dim != 64:
+        pytest.skip("one shape is enough for the slow level")
+    n = 70 if isa == "scalar" else 560
+    got = AttentionProgram(NativeBackend(2, isa), n, n_heads, n_kv, dim, window).run(batch([(0, n)]))
+    expected = AttentionProgram(ReferenceBackend(), n, n_heads, n_kv, dim, window).run(batch([(0, n)]))
+    assert np.linalg.norm(got - expected) <= 4e-3 * np.linalg.norm(expected)  # KV is rounded to bf16
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("chunk", [1, 7, 32, 300])
+def test_chunks_give_the_same_bits(chunk: int, window: int | None) -> None:
+    n = 601
+    program = AttentionProgram(NativeBackend(2), n, 6, 2, 32, window)
+    whole = program.run(batch([(0, n)]))
+    kv = program.new_kv()
+    table = batch([(0, n)]).block_table
+    for start in range(0, n, chunk):
+        size = min(chunk, n - start)
+        step = batch([(start, size)], tokens=range(start, start + size))
+        step = type(step)(step.tokens, step.positions, step.seq_starts, table, step.logit_rows)
+        assert np.array_equal(program.run(step, kv), whole[start : start + size])
+
+
+def test_company_and_threads_give_the_same_bits() -> None:
+    def run(n_threads: int, sequences: list[tuple[int, int]], tokens: range) -> np.ndarray:
+        return AttentionProgram(NativeBackend(n_threads), 900, 6, 2, 32).run(batch(sequences, tokens=tokens))
+
+    together = run(2, [(0, 400), (0, 100), (0, 300)], range(800))
+    assert np.array_equal(together, run(1, [(0, 400), (0, 100), (0, 300)], range(800)))
+    assert np.array_equal(together, run(3, [(0, 400), (0, 100), (0, 300)], range(800)))
+    for start, n in ((0, 400), (400, 100), (500, 300)):
+        assert np.array_equal(together[start : start + n], run(2, [(0, n)], range(start, start + n)))
+
+
+def test_all_levels_give_the_same_bits() -> None:
+    results = [AttentionProgram(NativeBackend(2, isa), 280, 3, 1, 32).run(batch([(0, 280)])) for isa in ISAS]
+    for isa, result in zip(ISAS, results, strict=True):
+        assert np.array_equal(result, results[0]), isa
+
+
+def test_stale_values_behind_the_last_token_do_no_harm() -> None:
+    program = AttentionProgram(NativeBackend(2), 64, 4, 2, 32)
+    kv = program.new_kv(2)
+    clean = program.run(batch([(0, 33)]), kv)
+    kv.data[:] = 0x7FC0  # NaN everywhere, as another request may have left it
+    assert np.array_equal(program.run(batch([(0, 33)]), kv), clean)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": [99]}, "token id"),
+        ({"tokens": [-1]}, "token id"),
+        ({"block_table": [[7]]}, "block id"),
+        ({"block_table": [[-1]]}, "block id"),
+        ({"positions": [40]}, "outside the block table"),
+        ({"positions": [-1]}, "outside the block table"),
+        ({"logit_rows": [1]}, "logit row"),
+        ({"seq_starts": [0, 2]}, "sequence starts"),
+    ],
+)
+def test_indices_are_checked_before_they_become_addresses(change: dict[str, list[int]], message: str) -> None:
+    program = AttentionProgram(NativeBackend(1), 8, 2, 1, 16)
+    good = batch([(0, 1)])
+    fields = {name: getattr(good, name) for name in ("tokens", "positions", "seq_starts", "block_table", "logit_rows")}
+    fields |= {name: np.array(value, np.int32) for name, value in change.items()}
+    with pytest.raises(KernelError, match=message):
+        program.run(type(good)(**fields), program.new_kv(2))
