@@ -81,14 +81,15 @@ struct Recorded {
     return w->weight;
   }
   LinearOp linear_op(int in, const Vector &norm, float eps, const PackedPtr &first) {
-    return {in, keep(norm, first->weight.n_cols), eps, false, {}};
+    return {in, keep(norm, first->weight.n_cols), eps, 0, {}};
   }
   void add_product(LinearOp &op, const PackedPtr &w, const PackedPtr &up, const Vector &bias, int out, bool add) {
     Product p{keep(w), up ? keep(up) : Weight{}, keep(bias, w->weight.n_rows), out, add};
     require(op.products.empty() || op.products[0].weight.n_cols == p.weight.n_cols, "matrices of one operation differ in columns");
     require(!up || (p.up.n_rows == p.weight.n_rows && p.up.n_cols == p.weight.n_cols), "gate and up differ in shape");
-    op.quantise |= scheme(p.weight.format).integer || (up && scheme(p.up.format).integer);
-    require(!op.quantise || p.weight.n_cols % BLOCK == 0, "columns are not a multiple of 32");
+    op.forms |= scheme(p.weight.format).integer ? CODES : VALUES;
+    if (up) op.forms |= scheme(p.up.format).integer ? CODES : VALUES;
+    require(!(op.forms & CODES) || p.weight.n_cols % BLOCK == 0, "columns are not a multiple of 32");
     op.products.push_back(p);
   }
 

@@ -9,7 +9,6 @@
 
 namespace ISA_NAMESPACE {
 
-constexpr int TOKENS = 4;      // tokens per register block
 constexpr int SLAB_COLS = 256; // columns decoded at once: 16 KB of codes or floats
 constexpr int PAIRS = BLOCK / 2;
 
@@ -82,55 +81,59 @@ template <Format F> struct Slab {
   }
 };
 
-// ---- integer products
-template <Format F, int T, int V, int V_END, class Source>
-INLINE void dot_pairs(const Source &w, int64_t b, const int16_t *const *a, i32x16 (&sum)[T]) {
+// ---- integer products. T tokens from t0, all in one group of L interleaved lanes
+template <int T, int L, int V, int V_END, class Source>
+INLINE void dot_pairs(const Source &w, int64_t b, const int16_t *a, i32x16 (&sum)[T]) {
   if constexpr (V < V_END) {
     const i16x32 codes = w.template codes<V>(b);
-    for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], codes, a[t] + 2 * V);
-    dot_pairs<F, T, V + 1, V_END>(w, b, a, sum);
+    for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], codes, a + (V * L + t) * 2);
+    dot_pairs<T, L, V + 1, V_END>(w, b, a, sum);
   }
 }
-template <Format F, int T, int G, class Source>
-INLINE void accumulate_groups(const Source &w, int64_t b, const Activations &x, int64_t xb, const int16_t *const *a, int t0, f32x16 (&acc)[T]) {
-  if constexpr (G < GROUPS<F>) {
+// Column block xb of the activations, seen from token t0.
+template <Format F, int L> struct BlockView {
+  const int16_t *codes;
+  const float *scale, *scaled;  // scaled, sums: of the first group
+  const int32_t *sums;
+  INLINE BlockView(const Activations &x, int t0, int64_t xb) {
+    const int64_t n_blocks = x.n_cols / BLOCK, group = t0 / L, lane = t0 % L;
     constexpr bool halves = GROUPS<F> == 2;
-    const int64_t n_blocks = x.n_cols / BLOCK, n_sums = n_blocks * GROUPS<F>;
+    codes = x.codes + ((group * n_blocks + xb) * PAIRS * L + lane) * 2;
+    scale = x.scales + (group * n_blocks + xb) * L + lane;
+    const int64_t sum = (group * n_blocks + xb) * GROUPS<F> * L + lane;
+    scaled = (halves ? x.scaled16 : x.scaled32) + sum;
+    sums = (halves ? x.sums16 : x.sums32) + sum;
+  }
+};
+template <Format F, int T, int L, int G, class Source>
+INLINE void accumulate_groups(const Source &w, int64_t b, const BlockView<F, L> &x, f32x16 (&acc)[T]) {
+  if constexpr (G < GROUPS<F>) {
     i32x16 sum[T];
     for (int t = 0; t < T; t++) {
       if constexpr (S<F>.zero >= 0)
-        sum[t] = negate(shift_left<S<F>.zero>(int_splat((halves ? x.sums16 : x.sums32)[(t0 + t) * n_sums + xb * GROUPS<F> + G])));
+        sum[t] = negate(shift_left<S<F>.zero>(int_splat(x.sums[G * L + t])));
       else
         sum[t] = int_splat(0);
     }
-    dot_pairs<F, T, G * PAIRS / GROUPS<F>, (G + 1) * PAIRS / GROUPS<F>>(w, b, a, sum);
+    dot_pairs<T, L, G * PAIRS / GROUPS<F>, (G + 1) * PAIRS / GROUPS<F>>(w, b, x.codes, sum);
     const f32x16 scale = w.scale(b, G);
-    for (int t = 0; t < T; t++) acc[t] = fma(to_float(sum[t]), scale * splat(x.scales[(t0 + t) * n_blocks + xb]), acc[t]);
+    for (int t = 0; t < T; t++) acc[t] = fma(to_float(sum[t]), scale * splat(x.scale[t]), acc[t]);
     if constexpr (S<F>.has_min) {
       const f32x16 min = w.min(b, G);
-      for (int t = 0; t < T; t++)
-        acc[t] = fma(min, splat((halves ? x.scaled16 : x.scaled32)[(t0 + t) * n_sums + xb * GROUPS<F> + G]), acc[t]);
+      for (int t = 0; t < T; t++) acc[t] = fma(min, splat(x.scaled[G * L + t]), acc[t]);
     }
-    accumulate_groups<F, T, G + 1>(w, b, x, xb, a, t0, acc);
+    accumulate_groups<F, T, L, G + 1>(w, b, x, acc);
   }
 }
 // acc[t] += the products of blocks [0, n_blocks) of `w`, which are columns from block x_block of the activations.
-template <Format F, int T, class Source>
+template <Format F, int T, int L, class Source>
 INLINE void dot_blocks(const Source &w, int64_t n_blocks, const Activations &x, int64_t x_block, int t0, f32x16 (&acc)[T]) {
-  for (int64_t b = 0; b < n_blocks; b++) {
-    const int16_t *a[T];
-    for (int t = 0; t < T; t++) a[t] = x.codes + (t0 + t) * x.n_cols + (x_block + b) * BLOCK;
-    accumulate_groups<F, T, 0>(w, b, x, x_block + b, a, t0, acc);
-  }
+  for (int64_t b = 0; b < n_blocks; b++) accumulate_groups<F, T, L, 0>(w, b, BlockView<F, L>(x, t0, x_block + b), acc);
 }
 
 // ---- float products
-template <Format F, int T, class Load>
-INLINE void dot_columns(Load weight, int64_t k0, int64_t k1, const Activations &x, int t0, f32x16 (&acc)[T]) {
-  for (int64_t k = k0; k < k1; k++) {
-    const f32x16 w = weight(k);
-    for (int t = 0; t < T; t++) acc[t] = fma(w, splat(x.values[(t0 + t) * x.n_cols + k]), acc[t]);
-  }
+template <int T, int L> INLINE void dot_column(f32x16 w, const float *a, f32x16 (&acc)[T]) {
+  for (int t = 0; t < T; t++) acc[t] = fma(w, splat(a[t]), acc[t]);
 }
 template <Format F> INLINE f32x16 float_column(const uint8_t *panel, int64_t k) {
   if constexpr (F == Format::F32) return load((const float *)panel + k * PANEL);
@@ -140,32 +143,31 @@ template <Format F> INLINE f32x16 float_column(const uint8_t *panel, int64_t k) 
 }
 
 // ---- one panel for all tokens; sums: [n_tokens, 16]
-template <Format F, int T> INLINE void panel_direct(const uint8_t *panel, const Activations &x, int t0, float *sums) {
+template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel, const Activations &x, float *sums) {
   f32x16 acc[T];
   for (int t = 0; t < T; t++) acc[t] = splat(0);
   if constexpr (S<F>.integer) {
-    dot_blocks<F, T>(Packed<F>{panel}, x.n_cols / BLOCK, x, 0, t0, acc);
-  } else if constexpr (F == Format::BF16) {
-    for (int64_t k = 0; k + 1 < x.n_cols; k += 2) {
-      const i16x32 pair = load_words(panel + k * 32);
-      for (int t = 0; t < T; t++) acc[t] = fma(bf16_even(pair), splat(x.values[(t0 + t) * x.n_cols + k]), acc[t]);
-      for (int t = 0; t < T; t++) acc[t] = fma(bf16_odd(pair), splat(x.values[(t0 + t) * x.n_cols + k + 1]), acc[t]);
-    }
-    if (x.n_cols & 1) dot_columns<F, T>([&](int64_t k) { return float_column<F>(panel, k); }, x.n_cols - 1, x.n_cols, x, t0, acc);
+    dot_blocks<F, T, L>(Packed<F>{panel}, x.n_cols / BLOCK, x, 0, 0, acc);
   } else {
-    dot_columns<F, T>([&](int64_t k) { return float_column<F>(panel, k); }, 0, x.n_cols, x, t0, acc);
+    for (int64_t k = 0; k + 1 < x.n_cols; k += 2) {
+      dot_column<T, L>(float_column<F>(panel, k), x.values + k * L, acc);
+      dot_column<T, L>(float_column<F>(panel, k + 1), x.values + (k + 1) * L, acc);
+    }
+    if (x.n_cols & 1) dot_column<T, L>(float_column<F>(panel, x.n_cols - 1), x.values + (x.n_cols - 1) * L, acc);
   }
-  for (int t = 0; t < T; t++) store(sums + (t0 + t) * PANEL, acc[t]);
+  for (int t = 0; t < T; t++) store(sums + t * PANEL, acc[t]);
 }
 
 template <Format F, int T>
 INLINE void slab_tokens(const Slab<F> &slab, const float *floats, int64_t k0, int64_t cols, const Activations &x, int t0, float *sums) {
   f32x16 acc[T];
   for (int t = 0; t < T; t++) acc[t] = k0 ? load(sums + (t0 + t) * PANEL) : splat(0);
-  if constexpr (S<F>.integer)
-    dot_blocks<F, T>(slab, cols / BLOCK, x, k0 / BLOCK, t0, acc);
-  else
-    dot_columns<F, T>([&](int64_t k) { return load(floats + (k - k0) * PANEL); }, k0, k0 + cols, x, t0, acc);
+  if constexpr (S<F>.integer) {
+    dot_blocks<F, T, LANES>(slab, cols / BLOCK, x, k0 / BLOCK, t0, acc);
+  } else {
+    const float *a = x.values + x.at(t0, k0, x.n_cols);
+    for (int64_t k = 0; k < cols; k++) dot_column<T, LANES>(load(floats + k * PANEL), a + k * LANES, acc);
+  }
   for (int t = 0; t < T; t++) store(sums + (t0 + t) * PANEL, acc[t]);
 }
 
@@ -180,18 +182,19 @@ template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x,
     else
       for (int64_t k = 0; k < cols; k++) store(floats + k * PANEL, float_column<F>(panel, k0 + k));
     int t = 0;
-    for (; t + TOKENS <= n_tokens; t += TOKENS) slab_tokens<F, TOKENS>(slab, floats, k0, cols, x, t, sums);
+    for (; t + LANES <= n_tokens; t += LANES) slab_tokens<F, LANES>(slab, floats, k0, cols, x, t, sums);
     for (; t < n_tokens; t++) slab_tokens<F, 1>(slab, floats, k0, cols, x, t, sums);
   }
 }
 
 template <Format F> void panel_product(const Weight &w, int64_t panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
   const uint8_t *data = w.data + panel * w.panel_size();
+  if (x.lanes == 1) return panel_direct<F, 1, 1>(data, x, sums);
   switch (n_tokens) {
-    case 1: return panel_direct<F, 1>(data, x, 0, sums);
-    case 2: return panel_direct<F, 2>(data, x, 0, sums);
-    case 3: return panel_direct<F, 3>(data, x, 0, sums);
-    case 4: return panel_direct<F, 4>(data, x, 0, sums);
+    case 1: return panel_direct<F, 1, LANES>(data, x, sums);
+    case 2: return panel_direct<F, 2, LANES>(data, x, sums);
+    case 3: return panel_direct<F, 3, LANES>(data, x, sums);
+    case 4: return panel_direct<F, 4, LANES>(data, x, sums);
     default: return panel_slabs<F>(data, x, n_tokens, sums, scratch);
   }
 }

@@ -20,49 +20,55 @@ INLINE float inverse_rms(const float *x, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(reduce_add(squares) / (float)n + eps);
 }
 
-INLINE void quantise_token(const Activations &a, int t) {
+struct Normalised {  // x, or x / rms(x) * weight, 16 columns at a time
+  const float *x, *weight;
+  f32x16 inverse;
+  INLINE f32x16 columns(int64_t k) const { return weight ? load(x + k) * inverse * load(weight + k) : load(x + k); }
+  INLINE f32x16 tail(int64_t k, int64_t n) const {
+    return weight ? load_tail(x + k, n) * inverse * load_tail(weight + k, n) : load_tail(x + k, n);
+  }
+};
+
+INLINE void quantise_token(const Normalised &x, const Activations &a, int t) {
   const int64_t n_blocks = a.n_cols / BLOCK;
-  const float *x = a.values + t * a.n_cols;
   f32x16 poison = splat(0);  // becomes NaN if any value is infinite or NaN, which integers could not carry
   for (int64_t b = 0; b < n_blocks; b++) {
-    const f32x16 lo = load(x + b * BLOCK), hi = load(x + b * BLOCK + 16);
+    const f32x16 lo = x.columns(b * BLOCK), hi = x.columns(b * BLOCK + 16);
     const float largest = reduce_max(max(abs(lo), abs(hi)));
     const f32x16 inverse = splat(largest > 0 ? 32767.0f / largest : 0.0f);
     poison = fma(lo, splat(0), fma(hi, splat(0), poison));
-    int16_t *codes = a.codes + t * a.n_cols + b * BLOCK;
+    int16_t codes[BLOCK];
     store_i16(codes, round_to_int(lo * inverse));
     store_i16(codes + 16, round_to_int(hi * inverse));
+    for (int p = 0; p < BLOCK / 2; p++) memcpy(a.codes + a.at(t, b * (BLOCK / 2) + p, a.n_cols / 2) * 2, codes + 2 * p, 4);
     int32_t sum0 = 0, sum1 = 0;
     for (int i = 0; i < 16; i++) sum0 += codes[i], sum1 += codes[16 + i];
     const float scale = largest / 32767.0f;
-    const int64_t at = t * n_blocks + b;
-    a.scales[at] = scale;
-    a.sums16[2 * at] = sum0, a.sums16[2 * at + 1] = sum1;
-    a.sums32[at] = sum0 + sum1;
-    a.scaled16[2 * at] = scale * (float)sum0, a.scaled16[2 * at + 1] = scale * (float)sum1;
-    a.scaled32[at] = scale * (float)(sum0 + sum1);
+    const int64_t whole = a.at(t, b, n_blocks), half0 = a.at(t, 2 * b, 2 * n_blocks), half1 = half0 + a.lanes;
+    a.scales[whole] = scale;
+    a.sums16[half0] = sum0, a.sums16[half1] = sum1, a.sums32[whole] = sum0 + sum1;
+    a.scaled16[half0] = scale * (float)sum0, a.scaled16[half1] = scale * (float)sum1;
+    a.scaled32[whole] = scale * (float)(sum0 + sum1);
   }
   const float bad = reduce_add(poison);
   if (bad != 0.0f)
-    for (int64_t b = 0; b < n_blocks; b++) a.scales[t * n_blocks + b] = bad;
+    for (int64_t b = 0; b < n_blocks; b++) a.scales[a.at(t, b, n_blocks)] = bad;
 }
 
-void prepare(const float *x, const float *norm, float eps, bool quantise, const Activations &a, int t) {
-  const int64_t n = a.n_cols;
-  float *out = a.values + t * n;
-  if (norm) {
-    const f32x16 inverse = splat(inverse_rms(x, n, eps));
-    int64_t k = 0;
-    for (; k + 16 <= n; k += 16) store(out + k, load(x + k) * inverse * load(norm + k));
-    if (k < n) {
-      float v[16];
-      store(v, load_tail(x + k, n - k) * inverse * load_tail(norm + k, n - k));
-      memcpy(out + k, v, (size_t)(n - k) * sizeof(float));
-    }
-  } else {
-    memcpy(out, x, (size_t)n * sizeof(float));
+INLINE void store_values(const Normalised &x, const Activations &a, int t) {
+  for (int64_t k = 0; k < a.n_cols; k += 16) {
+    const int64_t n = a.n_cols - k < 16 ? a.n_cols - k : 16;
+    float v[16];
+    store(v, n == 16 ? x.columns(k) : x.tail(k, n));
+    float *to = a.values + a.at(t, k, a.n_cols);
+    for (int64_t i = 0; i < n; i++) to[i * a.lanes] = v[i];
   }
-  if (quantise) quantise_token(a, t);
+}
+
+void prepare(const float *x, const float *norm, float eps, int forms, const Activations &a, int t) {
+  const Normalised in{x, norm, splat(norm ? inverse_rms(x, a.n_cols, eps) : 1.0f)};
+  if (forms & CODES) quantise_token(in, a, t);
+  if (forms & VALUES) store_values(in, a, t);
 }
 
 void rope(float *x, int n_heads, int dim, const float *cos, const float *sin) {

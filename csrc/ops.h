@@ -14,18 +14,27 @@ constexpr int KV_SPLIT = 256;   // tokens whose softmax is computed in one piece
 constexpr int MAX_ROWS = 32;    // query rows of one attention call
 constexpr int MAX_HEAD_DIM = 256;
 
-// Activations of one linear operation, [n_tokens, n_cols] in every form its weights need.
+// Activations of one linear operation, in the forms that its weights need.
+//
 // Integer form: code = round(x / scale) in 16 bits, scale = max|x| / 32767 per 32 columns; 8 bits would be faster and cost
 // a tenth of a nat in log-probabilities on small models. Zero points and minimums need the sums of codes.
+// Four tokens are interleaved, because a kernel multiplies them side by side: one cache line feeds all four, where four
+// rows a power of two apart would evict each other. A single token (lanes = 1) is stored plain.
+constexpr int LANES = 4;
+enum Forms { VALUES = 1, CODES = 2 };
 struct Activations {
   int64_t n_cols;
-  float *values;    // [n_tokens, n_cols]
-  int16_t *codes;   // [n_tokens, n_cols]
-  float *scales;    // [n_tokens, n_cols / 32]
-  int32_t *sums16;  // [n_tokens, n_cols / 16] sums of codes over 16 and over 32 columns
-  int32_t *sums32;  // [n_tokens, n_cols / 32]
-  float *scaled16;  // [n_tokens, n_cols / 16] the same sums times the scale
-  float *scaled32;  // [n_tokens, n_cols / 32]
+  int lanes;        // 1 (one token only) or LANES
+  float *values;    // [n_tokens / lanes][n_cols][lanes]
+  int16_t *codes;   // [n_tokens / lanes][n_cols / 2][lanes][2]
+  float *scales;    // [n_tokens / lanes][n_cols / 32][lanes]
+  int32_t *sums16;  // [n_tokens / lanes][n_cols / 16][lanes] sums of codes over 16 and over 32 columns
+  int32_t *sums32;  // [n_tokens / lanes][n_cols / 32][lanes]
+  float *scaled16;  // [n_tokens / lanes][n_cols / 16][lanes] the same sums times the scale
+  float *scaled32;  // [n_tokens / lanes][n_cols / 32][lanes]
+
+  // Where item i of token t is, in an array of n items per token.
+  FLOOR int64_t at(int t, int64_t i, int64_t n) const { return (t / lanes * n + i) * lanes + t % lanes; }
 };
 
 enum class Epilogue : int { STORE, ADD, SWIGLU };
@@ -62,8 +71,8 @@ struct SoftmaxState {
 
 struct Kernels {
   const char *isa;
-  // x[n_cols] -> token t of the activations: RMS-normalised if `norm` is given, and in integer form too if `quantise`.
-  void (*prepare)(const float *x, const float *norm, float eps, bool quantise, const Activations &, int t);
+  // x[n_cols] -> token t of the activations in the given Forms, RMS-normalised if `norm` is given.
+  void (*prepare)(const float *x, const float *norm, float eps, int forms, const Activations &, int t);
   void (*matmul)(const Matmul &, int64_t panel0, int64_t panel1, uint8_t *scratch);
   void (*unpack_row)(const Weight &, int64_t row, float *out);
   // Rotates pairs (i, i + dim / 2) of n_heads heads; cos, sin: [dim / 2] for this token.

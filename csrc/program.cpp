@@ -21,12 +21,12 @@ bool is_split(const AttentionOp &op, const BatchView &batch, int seq) {
 
 }  // namespace
 
-Activations Program::ActivationStore::view(int64_t n_cols) {
-  return {n_cols, values.data(), codes.data(), scales.data(), sums16.data(), sums32.data(), scaled16.data(), scaled32.data()};
+Activations Program::ActivationStore::view(int64_t n_cols, int lanes) {
+  return {n_cols, lanes, values.data(), codes.data(), scales.data(), sums16.data(), sums32.data(), scaled16.data(), scaled32.data()};
 }
 
 void Program::ActivationStore::reserve(int64_t n_tokens, int64_t n_cols) {
-  const size_t n = (size_t)(n_tokens * n_cols);
+  const size_t n = (size_t)((n_tokens + LANES - 1) / LANES * LANES * n_cols);  // the last group may be partly used
   if (values.size() >= n) return;
   values.resize(n), codes.resize(n), scales.resize(n / 32 + 1);
   sums16.resize(n / 16 + 1), sums32.resize(n / 32 + 1), scaled16.resize(n / 16 + 1), scaled32.resize(n / 32 + 1);
@@ -134,9 +134,9 @@ void Program::linear(const LinearOp &op, int n_tokens, const int32_t *rows, floa
   const int64_t n_cols = op.products[0].weight.n_cols;
   // A single token is prepared by every worker for itself: cheaper than meeting at a barrier.
   const bool alone = n_tokens == 1;
-  const Activations x = (alone ? workers_[worker].activations : shared_).view(n_cols);
+  const Activations x = (alone ? workers_[worker].activations : shared_).view(n_cols, alone ? 1 : LANES);
   for (int t = alone ? 0 : worker; t < n_tokens; t += alone ? 1 : pool_->size())
-    kernels_.prepare(row(op.in, rows ? rows[t] : t), op.norm, op.eps, op.quantise, x, t);
+    kernels_.prepare(row(op.in, rows ? rows[t] : t), op.norm, op.eps, op.forms, x, t);
   if (!alone) pool_->barrier().wait();
   multiply(op, x, n_tokens, to, next, worker);
 }
@@ -153,7 +153,7 @@ void Program::multiply(const LinearOp &op, const Activations &x, int n_tokens, f
       first += p.weight.n_panels();
       for (int t = 0; p0 < p1 && t < n_tokens; t += MATMUL_TOKENS) {
         const int64_t c = x.n_cols;
-        const Activations part{c, x.values + t * c, x.codes + t * c, x.scales + t * c / 32, x.sums16 + t * c / 16,
+        const Activations part{c, x.lanes, x.values + t * c, x.codes + t * c, x.scales + t * c / 32, x.sums16 + t * c / 16,
                                x.sums32 + t * c / 32, x.scaled16 + t * c / 16, x.scaled32 + t * c / 32};
         const int64_t stride = to ? p.weight.n_rows : widths_[p.out];
         const Matmul m{&p.weight, p.up.data ? &p.up : nullptr, p.bias, &part, (to ? to : row(p.out, 0)) + t * stride, stride,

@@ -23,7 +23,7 @@ struct LinearOp {
   int in;
   const float *norm;    // RMSNorm weight applied to the input, or null
   float eps;
-  bool quantise;        // some weight has integer codes
+  int forms;            // of the activations that the weights need
   std::vector<Product> products;
 };
 
@@ -72,7 +72,7 @@ class Program {
     std::vector<int16_t> codes;
     std::vector<int32_t> sums16, sums32;
     void reserve(int64_t n_tokens, int64_t n_cols);
-    Activations view(int64_t n_cols);
+    Activations view(int64_t n_cols, int lanes);
   };
   struct Worker {
     ActivationStore activations;  // of a single token

@@ -74,7 +74,8 @@ class SamplingParams:
         check(self.top_k >= 0, "top_k", self.top_k, "a whole number >= 0 (0 switches it off)")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and at most 1 (1 switches it off)")
         check(0 <= self.min_p < 1, "min_p", self.min_p, "a number from 0 (off) to below 1")
-        check(0 < self.repetition_penalty < float("inf"), "repetition_penalty", self.repetition_penalty, "a number above 0 (1 is off)")
+        repetition = self.repetition_penalty
+        check(0 < repetition < float("inf"), "repetition_penalty", repetition, "a number above 0 (1 is off)")
         for name in ("frequency_penalty", "presence_penalty"):
             value = getattr(self, name)
             check(-2 <= value <= 2, name, value, "a number from -2 to 2 (0 is off)")

@@ -8,6 +8,7 @@ Imports only the errors; nothing here looks at the machine, creates a directory 
     FREEHOLD_THREADS   worker threads, 1 to 1024           (default: one per usable core)
     FREEHOLD_MEMORY    memory budget, e.g. 8G or 1.5GiB    (default: what the machine can spare)
     FREEHOLD_MODEL     the model to use when none is named (default: the catalogue's)
+    FREEHOLD_DEBUG     any value: tracebacks with errors   (default: one line per error)
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_THREADS = 1024
 MIN_MEMORY = 16 << 20
 """Below this a budget is a forgotten suffix ("8" for "8G"), not a wish."""
 
-_NAMES = frozenset({"FREEHOLD_HOME", "FREEHOLD_ISA", "FREEHOLD_THREADS", "FREEHOLD_MEMORY", "FREEHOLD_MODEL"})
+_NAMES = frozenset(f"FREEHOLD_{name}" for name in ("HOME", "ISA", "THREADS", "MEMORY", "MODEL", "DEBUG"))
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 

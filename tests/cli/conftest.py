@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-from scripted_model import scripted
 from typer.testing import CliRunner
 
 from freehold.cli import app
+from scripted_model import scripted
 
 
 @dataclass(frozen=True)

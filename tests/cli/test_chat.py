@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from scripted_model import scripted
 
 from freehold.terminal.ask import AnswerOptions
 from freehold.terminal.chat import Chat
 from freehold.terminal.editor import open_block, unfence
+from scripted_model import scripted
 
 
 class Typist:

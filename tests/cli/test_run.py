@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from scripted_model import ScriptedModel
 
 from freehold.errors import EngineError, ModelFileError
+from scripted_model import ScriptedModel
 
 
 def test_the_answer_alone_is_on_stdout(freehold, loads):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_machine import GIB, V1_UNLIMITED, FakeMachine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_machine import GIB, V1_UNLIMITED, FakeMachine
 from freehold.hardware.cgroup import Limits, parse_cpu_list, read_limits
 
 

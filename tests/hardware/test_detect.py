@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_machine import GIB, FakeMachine
 
+from fake_machine import GIB, FakeMachine
 from freehold.hardware import Machine, detect, foreign, problems
 from freehold.hardware.detect import ASSUMED_MEMORY, MAX_HEADROOM
 from freehold.settings import Settings

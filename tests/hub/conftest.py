@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_wheel import MEMBER, Tiny, build_wheel, pin
 
 from freehold.hub.store import Store
+from tiny_wheel import MEMBER, Tiny, build_wheel, pin
 
 
 @pytest.fixture

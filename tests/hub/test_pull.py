@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_wheel import MEMBER, Tiny, assert_untouched, build_wheel, pin, script
 
 from freehold.errors import DownloadError, NotFoundError, ResourceError, StoreError
 from freehold.hub import sources, wheel
@@ -18,6 +17,7 @@ from freehold.hub.catalog import CatalogEntry
 from freehold.hub.sources import pull
 from freehold.hub.store import Store
 from freehold.hub.wheel import Tool
+from tiny_wheel import MEMBER, Tiny, assert_untouched, build_wheel, pin, script
 
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this environment has no pip")
 

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny_wheel import Tiny, assert_untouched, script, sha256
 
 from freehold.hub.sources import pull
 from freehold.hub.store import Store
+from tiny_wheel import Tiny, assert_untouched, script, sha256
 
 
 def test_ctrl_c_kills_the_tool_and_leaves_nothing(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_wheel import Tiny
 
 from freehold.errors import NotFoundError, StoreError
 from freehold.hub import Store, resolve
 from freehold.hub.sources import pull
+from tiny_wheel import Tiny
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tiny_wheel import sha256
 
 from freehold.errors import NotFoundError, RequestError, ResourceError, StoreError
 from freehold.hub.store import MANIFEST, Manifest, Store, check_name
+from tiny_wheel import sha256
 
 CONTENT = b"weights"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from programs import AttentionProgram, batch
 
 from freehold.errors import KernelError
 from freehold.kernels import NativeBackend, ReferenceBackend, available_isas
+from kernel_programs import AttentionProgram, batch
 
 ISAS = available_isas()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from programs import batch, f32, product, random_tensor
 
 from freehold.errors import KernelError, UnsupportedError
 from freehold.formats import FORMATS, Format, QTensor
 from freehold.kernels import FORMATS as KERNEL_FORMATS
 from freehold.kernels import NativeBackend, Norm, Ops, ReferenceBackend, _kernels, available_isas, isa
+from kernel_programs import batch, f32, product, random_tensor
 
 ISAS = available_isas()
 N_ROWS = 37  # not a whole number of panels

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, the real model, against transformers on the dequantised weights (tests/golden/smollm2.json)."""
+"""SmolLM2-135M-Instruct, the real one, against transformers on the dequantised weights (tests/golden/smollm2.json)."""
 
 from __future__ import annotations
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from scripted_model import EOS, VOCAB, ByteTokenizer
 
 from freehold import load
 from freehold.errors import ModelFileError, NotFoundError, RequestError
 from freehold.loading import sampling_defaults
+from scripted_model import EOS, VOCAB, ByteTokenizer
 
 
 def tokenizer(**special_ids: int) -> ByteTokenizer:

@@ -6,10 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-from scripted_model import ASSISTANT, BOS, EOS, SPLIT, USER, VOCAB, scripted
 
 from freehold import Message
 from freehold.errors import ContextError, EngineError, RequestError, ResourceError, UnsupportedError
+from scripted_model import ASSISTANT, BOS, EOS, SPLIT, USER, VOCAB, scripted
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

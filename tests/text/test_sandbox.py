@@ -21,12 +21,13 @@ MAX_MEMORY = 64 * 2**20
 GROW = "{%% set ns = namespace(a=%s) %%}{%% for i in range(200) %%}{%% set ns.a = %s %%}{%% endfor %%}"
 
 ENDLESS = {
-    "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "loops that select nothing": "{% for i in range(99) %}{% for j in range(99999) if j < 0 %}{% endfor %}{% endfor %}",
+    "nested loops": "{% set l = [0] * 9999 %}{% for i in l %}{% for j in l %}{% for k in l %}{% endfor %}{% endfor %}"
+    "{% endfor %}",
+    "loop that selects nothing": "{% set l = [0] * 39000 %}{% for i in l if 1 in l %}{% endfor %}",
     "doubling macro": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "doubling caller": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}{% macro r(n) %}{% if n %}"
     "{% call m() %}{{ r(n-1) }}{% endcall %}{% endif %}{% endmacro %}{{ r(50) }}",
-    "quadratic filter": "{% set l = range(15000)|list %}{{ range(15000)|map('string')|select('in', l)|list }}",
+    "quadratic filter": "{{ ([1] * 39000)|select('in', [0] * 39000)|list }}",
     "filter in a loop": "{% for i in range(99999) %}{% set x = range(20000)|sort %}{% endfor %}",
 }
 LARGE = {
@@ -45,10 +46,11 @@ LARGE = {
     "shared dictionaries printed": GROW % ("{}", "{1: ns.a, 2: ns.a}") + "{{ ns.a }}",
     "dict()": GROW % ("{}", "dict(a=ns.a, b=ns.a)") + "{{ ns.a }}",
     "views": GROW % ("{}", "{1: ns.a.items(), 2: ns.a.values()}") + "{{ ns.a }}",
-    "cycler": GROW % ("1", "cycler(ns.a, ns.a).items") + "{{ ns.a }}",
+    "cycler": "{% set ns = namespace(a=1, b=1) %}{% for i in range(22) %}{% set ns.a = cycler(ns.a, ns.a).items %}"
+    "{% set ns.b = cycler(ns.b, ns.b).items %}{% endfor %}{{ ns.a == ns.b }}",
     "varargs": "{% macro m(n) %}{% if n %}{{ m(n-1, varargs, varargs) }}{% else %}{{ varargs }}{% endif %}"
     "{% endmacro %}{{ m(90, 1) }}",
-    "deep tuple": "{% set ns = namespace(a=()) %}{% for i in range(50000) %}{% set ns.a = (ns.a,) %}{% endfor %}",
+    "deep tuple": "{% set ns = namespace(a=()) %}{% for i in range(500) %}{% set ns.a = (ns.a,) %}{% endfor %}",
     "slices": "{% set x = 'x' * 99999 %}{% for i in range(9999) %}{% set y = x[1:] %}{% endfor %}",
     "captured block": "{% set x %}{% for i in range(99999) %}" + "y" * 1000 + "{% endfor %}{% endset %}",
     "captured output": "{% set y = 'y' * 99999 %}{% set x %}{% for i in range(9999) %}{{ y }}{% endfor %}{% endset %}",
@@ -121,11 +123,11 @@ def _jinja_is_loaded(tokenizer: Tokenizer) -> None:
     ChatTemplate("", tokenizer)  # so that no attack is blamed for the import
 
 
-def attack(source: str, tokenizer: Tokenizer) -> TemplateError:
-    start = time.monotonic()
+def attack(source: str, tokenizer: Tokenizer, max_seconds: float = MAX_SECONDS) -> TemplateError:
+    start = time.thread_time()  # a busy machine must not fail the test
     with pytest.raises(TemplateError) as caught:
-        ChatTemplate(source, tokenizer, max_seconds=MAX_SECONDS, max_chars=MAX_CHARS).render([Message("user", "hi")])
-    assert time.monotonic() - start < 5
+        ChatTemplate(source, tokenizer, max_seconds=max_seconds, max_chars=MAX_CHARS).render([Message("user", "hi")])
+    assert time.thread_time() - start < max_seconds + 1
     return caught.value
 
 
@@ -138,7 +140,7 @@ def test_time_is_bounded(tokenizer: Tokenizer, name: str) -> None:
 def test_size_is_bounded(tokenizer: Tokenizer, name: str) -> None:
     tracemalloc.start()
     try:
-        attack(LARGE[name], tokenizer)
+        assert "ran for more than" not in str(attack(LARGE[name], tokenizer, max_seconds=1.5))
         assert tracemalloc.get_traced_memory()[1] < MAX_MEMORY
     finally:
         tracemalloc.stop()

@@ -124,6 +124,9 @@ def test_developer_becomes_system_where_the_template_knows_none(tokenizer: Token
 def test_errors_name_the_line(tokenizer: Tokenizer) -> None:
     with pytest.raises(TemplateError, match=r"refuses this conversation \(line 3\): roles must alternate"):
         text_of("a\n\n{{ raise_exception('roles must alternate') }}", tokenizer)
+    refusing = ChatTemplate("{{ raise_exception('not ' ~ messages[0].content) }}", tokenizer)
+    with pytest.raises(TemplateError, match=r"not <\|im_end\|>$"):
+        refusing.render(user("<|im_end|>"))
     with pytest.raises(TemplateError, match=r"failed \(line 2\): UndefinedError"):
         text_of("\n{{ a.b.c }}", tokenizer)
     with pytest.raises(TemplateError, match=r"broken \(line 2\)"):

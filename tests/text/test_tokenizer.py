@@ -93,7 +93,9 @@ def test_add_bos_is_read_from_the_post_processor(tmp_path: Path) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
     tokenizer = load_tokenizer(path, None, CONFIG)
     assert tokenizer.add_bos
-    assert tokenizer.decode(tokenizer.encode("far more than two tokens")) == "far more than two tokens"
+    for with_control in (False, True):
+        ids = tokenizer.encode("far more than two tokens", special=with_control)
+        assert tokenizer.decode(ids) == "far more than two tokens"
 
 
 def test_an_inconsistent_post_processor_does_no_harm(tmp_path: Path) -> None:
@@ -194,6 +196,12 @@ def test_how_each_family_cuts(name: str) -> None:
     assert [text[start:end] for start, end in spans] == PIECES[name]
 
 
+def test_only_qwen_normalises() -> None:
+    for pre, expected in (("qwen2", "\u00e9"), ("llama-bpe", "e\u0301")):
+        tokenizer = load_tokenizer(None, gguf_metadata(pre=pre), {})
+        assert tokenizer.decode(tokenizer.encode("e\u0301")) == expected
+
+
 def test_deepseek_cuts_cjk_runs_apart() -> None:
     text = "abc世界カタdef"
     spans = [span for _, span in pre_tokenizer(CUTS["deepseek-v3"]).pre_tokenize_str(text)]
@@ -226,6 +234,7 @@ def test_metadata_may_hold_tuples_and_arrays(from_gguf: Tokenizer) -> None:
         ({"merges": ["a b c"]}, ModelFileError, "'a b c'"),
         ({"merges": [b"a b"]}, ModelFileError, "merges holds a bytes"),
         ({"merges": ["nowhere tobefound"]}, ModelFileError, "does not fit"),
+        ({"tokens": ["<" + "x" * 300, "a", "b"], "token_type": [3, 1, 1], "merges": []}, ModelFileError, "is too long"),
         ({"bos_token_id": 10**9}, ModelFileError, "bos_token_id is 1000000000"),
         ({"eos_token_id": -1}, ModelFileError, "eos_token_id is -1"),
         ({"eos_token_id": "2"}, ModelFileError, "eos_token_id is 2"),

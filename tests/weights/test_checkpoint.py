@@ -12,11 +12,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf_files import permute_like_llama_cpp, write_gguf
 
 from freehold.errors import FreeholdError, ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import FORMATS
 from freehold.weights import Checkpoint, open_checkpoint
+from gguf_files import permute_like_llama_cpp, write_gguf
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama"
 KINDS = gguf.GGMLQuantizationType

@@ -10,13 +10,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_files import entry, gguf_bytes, pair, string, u32, u64, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import FreeholdError, ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import FORMATS
 from freehold.weights.gguf import GGUFFile
+from gguf_files import entry, gguf_bytes, pair, string, u32, u64, write_gguf
 
 STRING, ARRAY, BOOL = 8, 9, 7
 FOUR = np.arange(4, dtype=np.float32).tobytes()

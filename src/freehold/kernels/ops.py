@@ -39,7 +39,7 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """Rotary embedding of pairs (i, i + dim / 2): angle = position * inverse_frequency[i]; cos and sin times `scale`."""
+    """Rotary embedding of pairs (i, i + dim / 2): angle = position * inverse_frequency[i], cos and sin * `scale`."""
 
     inverse_frequencies: npt.NDArray[np.float64]  # [dim / 2]
     scale: float = 1.0

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 from freehold.errors import RequestError, UnsupportedError
 from freehold.kernels import NativeBackend, ReferenceBackend
 from freehold.models import llama
-from freehold.models.common import Backend, Config, Loader, LoadedModel, Progress, Weights
+from freehold.models.common import Backend, Config, LoadedModel, Loader, Progress, Weights
 
 Precision = Literal["reference", "exact", "fast"]
 """reference: numpy in float32, the oracle. exact: the kernels, with no rounding of weights. fast: the same kernels
@@ -50,7 +50,8 @@ def load_model(
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise UnsupportedError(
-            f"{checkpoint.path}: model_type {model_type!r} is not implemented; implemented: {', '.join(sorted(FAMILIES))}"
+            f"{checkpoint.path}: model_type {model_type!r} is not implemented; "
+            f"implemented: {', '.join(sorted(FAMILIES))}"
         )
     backend: Backend = ReferenceBackend() if precision == "reference" else NativeBackend(n_threads or _usable_cores())
     loader = Loader(checkpoint, backend, progress)

@@ -22,12 +22,11 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
 
 _MATHS_FREE_KEYS = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version _name_or_path auto_map use_cache "
-    "bos_token_id eos_token_id pad_token_id unk_token_id initializer_range attention_dropout hidden_dropout "
-    "chunk_size_feed_forward output_attentions output_hidden_states return_dict is_encoder_decoder "
-    "is_llama_config quantization_config _attn_implementation attn_implementation pretraining_tp "
-    "problem_type task_specific_params id2label label2id transformers.js_config tokenizer_class "
-    "max_window_layers layer_types".split()
+    """architectures model_type torch_dtype dtype transformers_version _name_or_path auto_map use_cache bos_token_id
+    eos_token_id pad_token_id unk_token_id initializer_range attention_dropout hidden_dropout chunk_size_feed_forward
+    output_attentions output_hidden_states return_dict is_encoder_decoder is_llama_config quantization_config
+    _attn_implementation attn_implementation pretraining_tp problem_type task_specific_params id2label label2id
+    transformers.js_config tokenizer_class max_window_layers layer_types""".split()
 )
 """Config keys that never change a forward pass, or that a family reads where it matters."""
 
@@ -75,7 +74,9 @@ class Config:
         value = self._values.get(key)
         if value is not None and value not in allowed:
             expected = " or ".join(map(repr, allowed))
-            raise UnsupportedError(f"{self._where}: config key {key!r} is {value!r}, which is not implemented (only {expected})")
+            raise UnsupportedError(
+                f"{self._where}: config key {key!r} is {_short(value)}, which is not implemented (only {expected})"
+            )
 
     def finish(self) -> None:
         """Refuse keys that were not read, unless they are switched off (null, false, 0, empty) or never matter."""
@@ -102,7 +103,8 @@ def read_rope(config: Config, head_dim: int, factors: Float32Array | None = None
     Source: the formulas of transformers' modeling_rope_utils.
     """
     parameters = config.section("rope_parameters", "rope_scaling")
-    theta = config.get("rope_theta", float, 0.0) or (parameters.get("rope_theta", float, 0.0) if parameters else 0.0) or 10000.0
+    nested = parameters.get("rope_theta", float, 0.0) if parameters else 0.0
+    theta = config.get("rope_theta", float, 0.0) or nested or 10000.0
     config.require("partial_rotary_factor", 1.0)
     config.require("rope_interleaved", False)
     if not (math.isfinite(theta) and theta > 0):

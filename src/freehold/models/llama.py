@@ -1,4 +1,4 @@
-"""Llama: pre-norm blocks of grouped-query attention and a gated MLP. Llama 2 and 3, SmolLM2, and what shares their form.
+"""Llama: pre-norm blocks of grouped-query attention and a gated MLP. Llama 2 and 3, SmolLM2, and all of that form.
 
     x += W_o attend(rope(W_q t), rope(W_k t), W_v t)      t = rms(x)
     x += W_down (silu(W_gate t) * W_up t)                 t = rms(x)
@@ -21,7 +21,7 @@ MODEL_TYPES = ("llama",)
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."
 ATTN_NORM, MLP_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
-Q, K, V, O = (f"self_attn.{x}_proj" for x in "qkvo")
+Q, K, V, OUT = (f"self_attn.{x}_proj" for x in "qkvo")
 GATE, UP, DOWN = "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -93,8 +93,8 @@ class Layer:
             attn_norm=loader.norm(at + ATTN_NORM, c.hidden_size, c.eps),
             qkv=(q, k, v),
             qkv_bias=(q_bias, k_bias, v_bias),
-            o=loader.matrix(f"{at}{O}.weight", c.hidden_size, c.n_heads * c.head_dim),
-            o_bias=loader.optional_vector(f"{at}{O}.bias", c.hidden_size),
+            o=loader.matrix(f"{at}{OUT}.weight", c.hidden_size, c.n_heads * c.head_dim),
+            o_bias=loader.optional_vector(f"{at}{OUT}.bias", c.hidden_size),
             mlp_norm=loader.norm(at + MLP_NORM, c.hidden_size, c.eps),
             gate=loader.matrix(at + GATE, c.intermediate_size, c.hidden_size),
             up=loader.matrix(at + UP, c.intermediate_size, c.hidden_size),

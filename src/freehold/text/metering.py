@@ -1,8 +1,8 @@
 """What a hostile chat template may spend: time, memory, and the size of any one value.
 
 Owns the counting. The size that counts is the tree a value unfolds to, so that a list holding itself a thousand times
-over is known for what printing, comparing or hashing it would cost. Knows of Jinja only where
-the budget of a rendering is kept: in its context, under a name that no template can write.
+over is known for what printing, comparing or hashing it would cost. Knows of Jinja only where the
+budget of a rendering is kept: in its context, under a name that no template can write.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ MAX_INT_BITS = 4096
 
 MAX_DEPTH = 200
 """Of nested containers: hashing and freeing them recurse on the C stack, some without a check of their own."""
+
+_MEASURED_BYTES = 256
+"""What remembering one container's size costs, its own memory apart."""
 
 BUDGET = "the budget"
 
@@ -68,7 +71,7 @@ class Budget:
             self.check_bits(value.bit_length())
         elif isinstance(value, _Tree):
             self.check(self.size(value))
-            self.charge(sys.getsizeof(value))
+            self.charge(sys.getsizeof(value) + _MEASURED_BYTES)
         return value
 
     def check_bits(self, n_bits: int) -> None:

@@ -231,21 +231,19 @@ def _guard(filter: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that reports its result. Lazy results are drawn at once: nested, they could not be counted."""
     wants = utils._PassArg.from_obj(filter)
 
+    def first(context: Context) -> tuple[Any, ...]:
+        if wants is utils._PassArg.context:
+            return (context,)
+        if wants is utils._PassArg.eval_context:
+            return (context.eval_ctx,)
+        return (context.environment,) if wants is utils._PassArg.environment else ()
+
     @jinja2.pass_context
     @wraps(filter)
     def guarded(context: Context, *args: Any, **kwargs: Any) -> Any:
         budget = budget_of(context)
         budget.tick()
-        first = (
-            {
-                utils._PassArg.context: (context,),
-                utils._PassArg.eval_context: (context.eval_ctx,),
-                utils._PassArg.environment: (context.environment,),
-            }.get(wants, ())
-            if wants
-            else ()
-        )
-        result = filter(*first, *args, **kwargs)
+        result = filter(*first(context), *args, **kwargs)
         if isinstance(result, types.GeneratorType):
             return iter(filters.drawn(budget, result))
         return budget.admit(result)
@@ -286,4 +284,6 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format[:100])
+    if len(format) > 100:
+        raise OverBudget("it formats a date with a pattern of more than 100 characters")
+    return datetime.datetime.now().strftime(format)

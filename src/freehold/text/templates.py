@@ -66,7 +66,7 @@ class ChatTemplate:
         strings: list[str] = [self.source]
         _mapped(variables, strings.append)
         mark = _unused_character(strings)
-        text = self._run(self._broken(variables, mark))
+        text = self._run(self._broken(variables, mark), mark)
         ids: list[int] = []
         for piece, id in self._tokenizer.controls.split(text):
             ids += self._tokenizer.encode(piece.replace(mark, "")) if id is None else [id]
@@ -116,7 +116,7 @@ class ChatTemplate:
                 message["content"] = break_up(original["content"], mark, self._tokenizer.tags)
         return broken
 
-    def _run(self, variables: Mapping[str, Any]) -> str:
+    def _run(self, variables: Mapping[str, Any], mark: str = "") -> str:
         budget = Budget(self._max_seconds, self._max_chars)
         chunks: list[str] = []
         total = 0
@@ -132,7 +132,7 @@ class ChatTemplate:
                 budget.check(total)
                 chunks.append(chunk)
         except Exception as error:  # whatever a template of foreign making can raise
-            raise _explained(error, self._template) from error
+            raise TemplateError(_explained(error, self._template).replace(mark, "")) from error
         return "".join(chunks)
 
     def _special_texts(self) -> dict[str, str]:
@@ -157,18 +157,18 @@ def _compile(source: str) -> jinja2.Template:
         raise TemplateError(f"the chat template cannot be compiled: {reason}") from error
 
 
-def _explained(error: Exception, template: jinja2.Template) -> TemplateError:
+def _explained(error: Exception, template: jinja2.Template) -> str:
     from freehold.text.sandbox import Raised
 
     line = _line(error.__traceback__, template)
     where = "" if line is None else f" (line {line})"
     if isinstance(error, Raised):
-        return TemplateError(f"the chat template refuses this conversation{where}: {error}")
+        return f"the chat template refuses this conversation{where}: {error}"
     if isinstance(error, OverBudget):
-        return TemplateError(f"the chat template was stopped{where}: {error}")
+        return f"the chat template was stopped{where}: {error}"
     if isinstance(error, RecursionError):
-        return TemplateError(f"the chat template was stopped{where}: it calls itself too deeply")
-    return TemplateError(f"the chat template failed{where}: {type(error).__name__}: {str(error)[:500]}")
+        return f"the chat template was stopped{where}: it calls itself too deeply"
+    return f"the chat template failed{where}: {type(error).__name__}: {str(error)[:500]}"
 
 
 def _line(trace: TracebackType | None, template: jinja2.Template) -> int | None:

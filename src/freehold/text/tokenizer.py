@@ -47,10 +47,8 @@ class Tokenizer:
         added = {token.content: (id, token.special) for id, token in full.get_added_tokens_decoder().items()}
         # One character cannot be told from the text it is; runs of blanks are text that a publisher gave an id.
         control = {t: id for t, (id, special) in added.items() if len(t) > 1 and (special or not t.isspace())}
-        if longest := next((text for text in control if len(text) > MAX_CONTROL_CHARS), None):
-            _fail(
-                f"the control token {longest[:40]!r}... has {len(longest)} characters", f"at most {MAX_CONTROL_CHARS}"
-            )
+        if too_long := [text for text in control if len(text) > MAX_CONTROL_CHARS]:
+            _fail(f"the control token {too_long[0][:40]!r}... is too long", f"at most {MAX_CONTROL_CHARS} characters")
         self.vocab_size = max(vocab_size, full.get_vocab_size(), *(id + 1 for id, _ in added.values()), 0)
         self.special_ids: Mapping[str, int] = control
         self.tags = frozenset(t for t in control if not added[t][1] and _TAG.fullmatch(t))
@@ -143,9 +141,7 @@ def load_tokenizer(
         return _from_json(tokenizer_json, config)
     if gguf_metadata is not None:
         return _from_gguf(gguf_metadata, config)
-    raise ModelFileError(
-        "the model has no tokenizer; expected a tokenizer.json beside its weights, or one in its GGUF file"
-    )
+    raise ModelFileError("the model has no tokenizer; expected a tokenizer.json beside it, or one in its GGUF file")
 
 
 def _from_json(path: Path, config: Mapping[str, Any]) -> Tokenizer:
