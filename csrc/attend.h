@@ -57,13 +57,18 @@ template <int R> INLINE void weigh_values(const Attention &a, const float *score
   f32x16 acc[R];
   for (int r = 0; r < R; r++) acc[r] = splat(0);
   const float *p = scores + (int64_t)row0 * KV_SPLIT;
-  for (int64_t pos = begin; pos < end; pos += 2) {
-    const uint16_t *values = head_block(a, pos) + (int64_t)KV_BLOCK * a.head_dim + pos % KV_BLOCK / 2 * a.head_dim * 2;
-    const i16x32 pair = load_words(values + d * 2);
-    const int64_t i = pos % KV_SPLIT;
-    for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(pair), splat(p[r * KV_SPLIT + i]), acc[r]);
-    if (pos + 1 < end)  // the slot after the last token may hold anything
-      for (int r = 0; r < R; r++) acc[r] = fma(bf16_odd(pair), splat(p[r * KV_SPLIT + i + 1]), acc[r]);
+  for (int64_t block = begin; block < end; block = (block / KV_BLOCK + 1) * KV_BLOCK) {
+    const int64_t block_end = (block / KV_BLOCK + 1) * KV_BLOCK < end ? (block / KV_BLOCK + 1) * KV_BLOCK : end;
+    const uint16_t *values = head_block(a, block) + (int64_t)KV_BLOCK * a.head_dim + block % KV_BLOCK * a.head_dim + d * 2;
+    const float *weight = p + block % KV_SPLIT;
+    int64_t pos = block;
+    for (; pos + 1 < block_end; pos += 2, values += 2 * a.head_dim, weight += 2) {
+      const i16x32 pair = load_words(values);
+      for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(pair), splat(weight[r * KV_SPLIT]), acc[r]);
+      for (int r = 0; r < R; r++) acc[r] = fma(bf16_odd(pair), splat(weight[r * KV_SPLIT + 1]), acc[r]);
+    }
+    if (pos < block_end)  // the slot after the last token may hold anything
+      for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(load_words(values)), splat(weight[r * KV_SPLIT]), acc[r]);
   }
   for (int r = 0; r < R; r++) store(out + (int64_t)(row0 + r) * a.head_dim + d, acc[r]);
 }
@@ -75,27 +80,32 @@ template <int R> INLINE void attend_rows(const Attention &a, int64_t begin, int6
   for (int d = 0; d < a.head_dim; d += 16) weigh_values<R>(a, scores, begin, end, row0, d, part.out);
 }
 
+INLINE void attend_nothing(const Attention &a, int row0, int n, const SoftmaxState &part) {
+  for (int r = row0; r < row0 + n; r++) {
+    part.max[r] = MASKED, part.sum[r] = 0;
+    memset(part.out + (int64_t)r * a.head_dim, 0, a.head_dim * sizeof(float));
+  }
+}
+
 void attend_split(const Attention &a, int split, float *scores, const SoftmaxState &part) {
   const int rows = a.n_tokens * a.n_group;
-  int row = 0;
-  for (; row < rows;) {
-    const int n = rows - row >= ROWS ? ROWS : 1;
+  for (int row = 0; row < rows; row += ROWS) {
+    const int n = rows - row < ROWS ? rows - row : ROWS;
     // Only what some row of this register block may see.
     const int64_t last_query = a.first_pos + (row + n - 1) / a.n_group, first_query = a.first_pos + row / a.n_group;
     int64_t begin = (int64_t)split * KV_SPLIT, end = begin + KV_SPLIT;
     if (end > last_query + 1) end = last_query + 1;
     if (a.window && begin <= first_query - a.window) begin = (first_query - a.window + 1) / 16 * 16;
     if (begin >= end) {
-      for (int r = row; r < row + n; r++) {
-        part.max[r] = MASKED, part.sum[r] = 0;
-        memset(part.out + (int64_t)r * a.head_dim, 0, a.head_dim * sizeof(float));
-      }
-    } else if (n == ROWS) {
-      attend_rows<ROWS>(a, begin, end, row, scores, part);
-    } else {
-      attend_rows<1>(a, begin, end, row, scores, part);
+      attend_nothing(a, row, n, part);
+      continue;
     }
-    row += n;
+    switch (n) {
+      case 1: attend_rows<1>(a, begin, end, row, scores, part); break;
+      case 2: attend_rows<2>(a, begin, end, row, scores, part); break;
+      case 3: attend_rows<3>(a, begin, end, row, scores, part); break;
+      default: attend_rows<ROWS>(a, begin, end, row, scores, part);
+    }
   }
 }
 

@@ -1,0 +1,85 @@
+"""The engine on a real (tiny) model: no chunking, company, cache hit or preemption changes what a prompt is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freehold.core import KV_BLOCK, SamplingParams
+from freehold.engine import Engine, EngineConfig
+from freehold.models import load_model
+from freehold.models.common import LoadedModel
+from freehold.weights import open_checkpoint
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "llama"
+GREEDY = SamplingParams(max_tokens=40)
+SAMPLED = SamplingParams(max_tokens=40, temperature=1.0, top_p=0.95, seed=7)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LoadedModel]:
+    with open_checkpoint(GOLDEN) as checkpoint:
+        loaded = load_model(checkpoint)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 512, n).tolist() for n in (1, 5, 31, 32, 33, 150, 300)]
+
+
+def answer(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:
+    return [token.id for token in engine.submit(prompt, params)]
+
+
+@pytest.fixture(scope="module")
+def alone(model: LoadedModel, prompts: list[list[int]]) -> dict[str, list[list[int]]]:
+    with Engine(model, EngineConfig(n_blocks=64, prefix_cache=False)) as engine:
+        return {
+            name: [answer(engine, p, params) for p in prompts] for name, params in (("greedy", GREEDY), ("sampled", SAMPLED))
+        }
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 32, 100])
+def test_every_chunk_size(
+    model: LoadedModel, prompts: list[list[int]], alone: dict[str, list[list[int]]], chunk: int
+) -> None:
+    with Engine(model, EngineConfig(n_blocks=64, max_batch_tokens=chunk, prefix_cache=False)) as engine:
+        assert [answer(engine, p, GREEDY) for p in prompts] == alone["greedy"]
+
+
+@pytest.mark.parametrize(("name", "params"), [("greedy", GREEDY), ("sampled", SAMPLED)])
+def test_batched_equals_alone(
+    model: LoadedModel,
+    prompts: list[list[int]],
+    alone: dict[str, list[list[int]]],
+    name: str,
+    params: SamplingParams,
+) -> None:
+    with Engine(model, EngineConfig(n_blocks=128, max_batch_tokens=64)) as engine:
+        running = [engine.submit(p, params) for p in prompts]
+        assert [[token.id for token in g] for g in running] == alone[name]
+
+
+def test_cached_prefix_equals_cold(
+    model: LoadedModel, prompts: list[list[int]], alone: dict[str, list[list[int]]]
+) -> None:
+    with Engine(model, EngineConfig(n_blocks=64)) as engine:
+        first = [answer(engine, p, GREEDY) for p in prompts]
+        again = engine.submit(prompts[-1], GREEDY)
+        assert [token.id for token in again] == alone["greedy"][-1]
+        assert again.n_cached >= len(prompts[-1]) // KV_BLOCK * KV_BLOCK - KV_BLOCK
+        assert first == alone["greedy"]
+
+
+def test_preemption_changes_nothing(
+    model: LoadedModel, prompts: list[list[int]], alone: dict[str, list[list[int]]]
+) -> None:
+    with Engine(model, EngineConfig(n_blocks=12, max_batch_tokens=64)) as engine:
+        running = [engine.submit(p, GREEDY) for p in prompts]
+        assert [[token.id for token in g] for g in running] == alone["greedy"]
