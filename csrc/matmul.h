@@ -142,7 +142,7 @@ template <Format F> INLINE f32x16 float_column(const uint8_t *panel, int64_t k) 
   return k & 1 ? bf16_odd(pair) : bf16_even(pair);
 }
 
-// ---- one panel for all tokens; sums: [n_tokens, 16]
+// ---- one panel for all tokens; sums: [n_tokens, 16]. Unused lanes of the last group are computed and ignored.
 template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel, const Activations &x, float *sums) {
   f32x16 acc[T];
   for (int t = 0; t < T; t++) acc[t] = splat(0);
@@ -158,17 +158,17 @@ template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel,
   for (int t = 0; t < T; t++) store(sums + t * PANEL, acc[t]);
 }
 
-template <Format F, int T>
+template <Format F>
 INLINE void slab_tokens(const Slab<F> &slab, const float *floats, int64_t k0, int64_t cols, const Activations &x, int t0, float *sums) {
-  f32x16 acc[T];
-  for (int t = 0; t < T; t++) acc[t] = k0 ? load(sums + (t0 + t) * PANEL) : splat(0);
+  f32x16 acc[LANES];
+  for (int t = 0; t < LANES; t++) acc[t] = k0 ? load(sums + (t0 + t) * PANEL) : splat(0);
   if constexpr (S<F>.integer) {
-    dot_blocks<F, T, LANES>(slab, cols / BLOCK, x, k0 / BLOCK, t0, acc);
+    dot_blocks<F, LANES, LANES>(slab, cols / BLOCK, x, k0 / BLOCK, t0, acc);
   } else {
     const float *a = x.values + x.at(t0, k0, x.n_cols);
-    for (int64_t k = 0; k < cols; k++) dot_column<T, LANES>(load(floats + k * PANEL), a + k * LANES, acc);
+    for (int64_t k = 0; k < cols; k++) dot_column<LANES, LANES>(load(floats + k * PANEL), a + k * LANES, acc);
   }
-  for (int t = 0; t < T; t++) store(sums + (t0 + t) * PANEL, acc[t]);
+  for (int t = 0; t < LANES; t++) store(sums + (t0 + t) * PANEL, acc[t]);
 }
 
 template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
@@ -181,22 +181,16 @@ template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x,
       slab.decode(Packed<F>{panel}, k0 / BLOCK, cols / BLOCK);
     else
       for (int64_t k = 0; k < cols; k++) store(floats + k * PANEL, float_column<F>(panel, k0 + k));
-    int t = 0;
-    for (; t + LANES <= n_tokens; t += LANES) slab_tokens<F, LANES>(slab, floats, k0, cols, x, t, sums);
-    for (; t < n_tokens; t++) slab_tokens<F, 1>(slab, floats, k0, cols, x, t, sums);
+    for (int t = 0; t < n_tokens; t += LANES) slab_tokens<F>(slab, floats, k0, cols, x, t, sums);
   }
 }
 
 template <Format F> void panel_product(const Weight &w, int64_t panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
   const uint8_t *data = w.data + panel * w.panel_size();
   if (x.lanes == 1) return panel_direct<F, 1, 1>(data, x, sums);
-  switch (n_tokens) {
-    case 1: return panel_direct<F, 1, LANES>(data, x, sums);
-    case 2: return panel_direct<F, 2, LANES>(data, x, sums);
-    case 3: return panel_direct<F, 3, LANES>(data, x, sums);
-    case 4: return panel_direct<F, 4, LANES>(data, x, sums);
-    default: return panel_slabs<F>(data, x, n_tokens, sums, scratch);
-  }
+  if (n_tokens <= 2) return panel_direct<F, 2, LANES>(data, x, sums);
+  if (n_tokens <= LANES) return panel_direct<F, LANES, LANES>(data, x, sums);
+  panel_slabs<F>(data, x, n_tokens, sums, scratch);
 }
 
 using PanelProduct = void (*)(const Weight &, int64_t, const Activations &, int, float *, uint8_t *);
