@@ -74,7 +74,8 @@ def main():
             decode[e.label].append(a.decode / e.ask(decode=a.decode, depth=a.depth))
     print(f"{platform.processor() or platform.machine()}, {a.threads} threads, load at start {load:.2f}, "
           f"{time.strftime('%Y-%m-%d %H:%M')}, medians of {a.rounds}")  # fmt: skip
-    print(f"{'engine':<12}{'prefill ' + str(a.prefill):>14}{'decode @' + str(a.depth):>14}{'load':>8}   ratios of freehold")
+    columns = f"{f'prefill {a.prefill}':>14}{f'decode @{a.depth}':>14}{'load':>8}"
+    print(f"{'engine':<12}{columns}   ratios of freehold")
     ours = {name: statistics.median(table["freehold"]) for name, table in (("prefill", prefill), ("decode", decode))}
     for e in engines:
         p, d = statistics.median(prefill[e.label]), statistics.median(decode[e.label])

@@ -3,8 +3,8 @@
 usage: workers.py freehold|llama.cpp|vllm MODEL [N_THREADS]
 
 Runs inside the environment of the engine it measures, so it imports nothing else and nothing of the others.
-Requests: {"prefill": n} is the time of a prompt of n random tokens up to its first logits; {"decode": n, "depth": d} the
-time of n single-token steps after d tokens. Each answer is {"seconds": s}; the first line out is {"load_seconds": s}.
+Requests: {"prefill": n} is the time of a prompt of n random tokens up to its first logits; {"decode": n, "depth": d}
+the time of n single-token steps after d tokens. Answers are {"seconds": s}; the first line out is {"load_seconds": s}.
 """
 
 import json

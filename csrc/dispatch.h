@@ -9,7 +9,7 @@ struct Level {
   const char *name;
   const Kernels *kernels;  // null: not compiled into this build
   bool runs_here;
-  std::string needs;       // what is missing, if it does not run here
+  std::string needs;       // what is missing, if it does not run here; "emulated" in builds with FREEHOLD_EMULATE
 };
 
 const std::vector<Level> &levels();              // from plain to best

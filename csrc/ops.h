@@ -20,8 +20,10 @@ constexpr int MAX_HEAD_DIM = 256;
 // a tenth of a nat in log-probabilities on small models. Zero points and minimums need the sums of codes.
 // Four tokens are interleaved, because a kernel multiplies them side by side: one cache line feeds all four, where four
 // rows a power of two apart would evict each other. A single token (lanes = 1) is stored plain.
+// Tile form, only for levels with a matrix unit: bf16, 16 tokens by 32 columns after each other.
 constexpr int LANES = 4;
-enum Forms { VALUES = 1, CODES = 2 };
+constexpr int TILE_TOKENS = 16;
+enum Forms { VALUES = 1, CODES = 2, TILES = 4 };
 struct Activations {
   int64_t n_cols;
   int lanes;        // 1 (one token only) or LANES
@@ -32,6 +34,7 @@ struct Activations {
   int32_t *sums32;  // [n_tokens / lanes][n_cols / 32][lanes]
   float *scaled16;  // [n_tokens / lanes][n_cols / 16][lanes] the same sums times the scale
   float *scaled32;  // [n_tokens / lanes][n_cols / 32][lanes]
+  uint16_t *tiles;  // [n_tokens / 16][n_cols / 32][16][32]; null unless this, and nothing else, is the form at hand
 
   // Where item i of token t is, in an array of n items per token.
   FLOOR int64_t at(int t, int64_t i, int64_t n) const { return (t / lanes * n + i) * lanes + t % lanes; }
@@ -84,7 +87,8 @@ struct Kernels {
   void (*merge_split)(const SoftmaxState &state, const SoftmaxState &part, int rows, int head_dim);
   // out[row] = state.out / state.sum, row r at out + r / n_group * out_stride + r % n_group * head_dim.
   void (*finish_rows)(const SoftmaxState &state, int rows, int n_group, int head_dim, float *out, int64_t out_stride);
+  int tile_tokens = 0;  // products of at least so many tokens of one sequence want the tile form; 0: this level has none
 };
 
-constexpr int64_t MATMUL_SCRATCH = 160 * 1024;  // bytes per thread for decoded weights and partial sums
+constexpr int64_t MATMUL_SCRATCH = 288 * 1024;  // bytes per thread for decoded weights and partial sums
 constexpr int MATMUL_TOKENS = 512;              // most tokens of one matmul call; bounds the partial sums

@@ -1,6 +1,7 @@
 // Packing of every supported file format. The block layouts are those of GGUF (ggml's quantised blocks).
 #include "pack.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace {
@@ -77,30 +78,39 @@ void read_q6_k(const uint8_t *p, Span &s) {  // low nibbles[128] | high pairs[64
   s.d = u16(p + 208);
 }
 
-using ReadSpan = void (*)(const uint8_t *, Span &);
-constexpr ReadSpan READERS[(int)Format::COUNT] = {nullptr,   nullptr,   nullptr,   read_q8_0, read_q4_0, read_q4_1, read_q5_0,
-                                                  read_q5_1, read_q2_k, read_q3_k, read_q4_k, read_q5_k, read_q6_k};
+// The `W`-bit fields starting at bit `from` of 32 / W codes of one row, as two 16-bit words: even columns low, odd columns high.
+template <int W> uint32_t pair_of_words(const uint8_t *codes, int from) {
+  constexpr uint64_t EVEN = 0x00FF00FF00FF00FF;  // of eight codes, one per byte
+  constexpr uint64_t FIELD = (0xFF >> (8 - W)) * 0x0101010101010101;
+  const auto squeeze = [](uint64_t x) {  // four fields, 16 bits apart, side by side
+    x &= EVEN, x |= x >> (16 - W), x |= x >> (32 - 2 * W);
+    return (uint32_t)(x & ((1u << 4 * W) - 1));
+  };
+  uint32_t words = 0;
+  for (int i = 0; i < 4 / W; i++) {
+    uint64_t x;
+    memcpy(&x, codes + 8 * i, 8);
+    x = x >> from & FIELD;
+    words |= (squeeze(x) | squeeze(x >> 8) << 16) << (4 * W * i);
+  }
+  return words;
+}
+template <> uint32_t pair_of_words<8>(const uint8_t *codes, int) {
+  return (uint32_t)(codes[0] | codes[2] << 8 | codes[1] << 16) | (uint32_t)codes[3] << 24;
+}
 
-// Writes the `width`-bit field starting at bit `from` of 32 codes of one row into a code plane (see formats.h).
-void write_plane(uint8_t *plane, const uint8_t *codes, int lane, int width, int from) {
-  const int fields = 16 / width;
-  for (int j = 0; j < width; j++) {
-    uint32_t words = 0;  // word 0 in the low half
-    for (int f = 0; f < fields; f++) {
-      const uint8_t *pair = codes + 2 * (j * fields + f);
-      const uint32_t both = (uint32_t)pair[0] | (uint32_t)pair[1] << 16;
-      words |= (both >> from & ((1u << width) - 1) * 0x10001u) << (f * width);
-    }
+// Writes a field of 32 codes of one row into a code plane (see formats.h).
+template <int W> void write_plane(uint8_t *plane, const uint8_t *codes, int lane, int from) {
+  for (int j = 0; j < W; j++) {
+    const uint32_t words = pair_of_words<W>(codes + j * (32 / W), from);
     memcpy(plane + j * 64 + lane * 4, &words, 4);
   }
 }
 
-void write_codes(uint8_t *planes, const uint8_t *codes, int lane, int bits) {
-  int from = 0;
-  for (int width = bits & 8 ? 8 : bits & 4 ? 4 : 2, left = bits; left; left -= width, width = left) {
-    write_plane(planes, codes, lane, width, from);
-    planes += width * 64, from += width;
-  }
+template <int BITS> void write_codes(uint8_t *planes, const uint8_t *codes, int lane) {
+  constexpr int FIRST = BITS & 8 ? 8 : BITS & 4 ? 4 : 2;
+  write_plane<FIRST>(planes, codes, lane, 0);
+  if constexpr (BITS > FIRST) write_plane<BITS - FIRST>(planes + FIRST * 64, codes, lane, FIRST);
 }
 
 void write_scales(uint8_t *out, const Span &span, int lane, const Scheme &s) {
@@ -114,38 +124,57 @@ void write_scales(uint8_t *out, const Span &span, int lane, const Scheme &s) {
   if (s.has_min) memcpy(out + 2 * PANEL + lane * 2, &span.m, 2);
 }
 
-void pack_integer_row(const uint8_t *row, const Weight &w, const Scheme &s, int lane, uint8_t *panel) {
-  const ReadSpan read = READERS[(int)w.format];
+using PackPanel = void (*)(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel);
+
+// All that depends on the format is known at compile time: this runs at a third of the time of a loop over a Scheme.
+template <Format F, void (*READ)(const uint8_t *, Span &)>
+void pack_integers(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel) {
+  constexpr Scheme s = scheme(F);
   Span span;
-  for (int64_t k = 0; k < w.n_cols; k += s.span, row += s.source_bytes, panel += record_bytes(s)) {
-    read(row, span);
-    for (int b = 0; b < s.span / BLOCK; b++) write_codes(panel + b * s.bits * 64, span.codes + b * BLOCK, lane, s.bits);
-    write_scales(panel + code_bytes(s), span, lane, s);
+  for (int64_t k = 0; k < n_cols; k += s.span, rows += s.source_bytes, panel += record_bytes(s))
+    for (int lane = 0; lane < n_rows; lane++) {
+      READ(rows + lane * row_bytes, span);
+      for (int b = 0; b < s.span / BLOCK; b++) write_codes<s.bits>(panel + b * s.bits * 64, span.codes + b * BLOCK, lane);
+      write_scales(panel + code_bytes(s), span, lane, s);
+    }
+}
+
+template <class T> void pack_values(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel) {
+  for (int64_t k = 0; k < n_cols; k++)
+    for (int lane = 0; lane < n_rows; lane++) memcpy(panel + (k * PANEL + lane) * sizeof(T), rows + lane * row_bytes + k * sizeof(T), sizeof(T));
+}
+void pack_bf16(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel) {  // columns in pairs
+  for (int lane = 0; lane < n_rows; lane++) {
+    const uint8_t *row = rows + lane * row_bytes;
+    for (int64_t k = 0; k + 1 < n_cols; k += 2) memcpy(panel + k * 32 + lane * 4, row + k * 2, 4);
+    if (n_cols % 2) memcpy(panel + (n_cols - 1) * 32 + lane * 4, row + (n_cols - 1) * 2, 2);
   }
 }
 
-void pack_float_row(const uint8_t *row, const Weight &w, int lane, uint8_t *panel) {
-  const size_t width = (size_t)scheme(w.format).bits / 8;
-  for (int64_t k = 0; k < w.n_cols; k++) {
-    const size_t at = w.format == Format::BF16 ? (size_t)(k / 2) * 64 + lane * 4 + k % 2 * 2 : ((size_t)k * PANEL + lane) * width;
-    memcpy(panel + at, row + (size_t)k * width, width);
-  }
-}
+constexpr PackPanel PACKERS[(int)Format::COUNT] = {
+    pack_values<uint32_t>,
+    pack_values<uint16_t>,
+    pack_bf16,
+    pack_integers<Format::Q8_0, read_q8_0>,
+    pack_integers<Format::Q4_0, read_q4_0>,
+    pack_integers<Format::Q4_1, read_q4_1>,
+    pack_integers<Format::Q5_0, read_q5_0>,
+    pack_integers<Format::Q5_1, read_q5_1>,
+    pack_integers<Format::Q2_K, read_q2_k>,
+    pack_integers<Format::Q3_K, read_q3_k>,
+    pack_integers<Format::Q4_K, read_q4_k>,
+    pack_integers<Format::Q5_K, read_q5_k>,
+    pack_integers<Format::Q6_K, read_q6_k>,
+};
 
 }  // namespace
 
 void pack_panels(const uint8_t *source, size_t row_bytes, const Weight &w, uint8_t *out, int64_t panel0, int64_t panel1) {
   const Scheme &s = scheme(w.format);
-  const bool padded = w.n_rows % PANEL || (!s.integer && w.n_cols % 2);
   for (int64_t p = panel0; p < panel1; p++) {
     uint8_t *panel = out + p * w.panel_size();
-    if (padded) memset(panel, 0, w.panel_size());
-    for (int lane = 0; lane < PANEL && p * PANEL + lane < w.n_rows; lane++) {
-      const uint8_t *row = source + (p * PANEL + lane) * row_bytes;
-      if (s.integer)
-        pack_integer_row(row, w, s, lane, panel);
-      else
-        pack_float_row(row, w, lane, panel);
-    }
+    const int n_rows = (int)std::min<int64_t>(PANEL, w.n_rows - p * PANEL);
+    if (n_rows < PANEL || (!s.integer && w.n_cols % 2)) memset(panel, 0, w.panel_size());
+    PACKERS[(int)w.format](source + p * PANEL * row_bytes, row_bytes, n_rows, w.n_cols, panel);
   }
 }

@@ -8,6 +8,7 @@
 namespace {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int tile_tokens(const AttentionOp &op) { return std::max(1, MAX_ROWS / (op.n_heads / op.n_kv_heads)); }
 int n_splits(int n_positions) { return ceil_div(n_positions, KV_SPLIT); }
 
@@ -21,12 +22,23 @@ bool is_split(const AttentionOp &op, const BatchView &batch, int seq) {
 
 }  // namespace
 
-Activations Program::ActivationStore::view(int64_t n_cols, int lanes) {
-  return {n_cols, lanes, values.data(), codes.data(), scales.data(), sums16.data(), sums32.data(), scaled16.data(), scaled32.data()};
+Activations Program::ActivationStore::view(int64_t n_cols, const Run &run) {
+  const int64_t at = run.slot * n_cols;
+  return {n_cols,
+          run.n_tokens == 1 ? 1 : LANES,
+          values.data() + at,
+          codes.data() + at,
+          scales.data() + at / 32,
+          sums16.data() + at / 16,
+          sums32.data() + at / 32,
+          scaled16.data() + at / 16,
+          scaled32.data() + at / 32,
+          run.tiled && n_cols % BLOCK == 0 ? (uint16_t *)tiles.data() + at : nullptr};
 }
 
-void Program::ActivationStore::reserve(int64_t n_tokens, int64_t n_cols) {
-  const size_t n = (size_t)((n_tokens + LANES - 1) / LANES * LANES * n_cols);  // the last group may be partly used
+void Program::ActivationStore::reserve(int64_t n_tokens, int64_t n_cols, bool tiled) {
+  const size_t n = (size_t)(round_up(n_tokens, TILE_TOKENS) * n_cols);  // the last tile or group may be partly used
+  if (tiled && tiles.size() < n / 32 + 1) tiles.resize(n / 32 + 1);
   if (values.size() >= n) return;
   values.resize(n), codes.resize(n), scales.resize(n / 32 + 1);
   sums16.resize(n / 16 + 1), sums32.resize(n / 32 + 1), scaled16.resize(n / 16 + 1), scaled32.resize(n / 32 + 1);
@@ -64,10 +76,14 @@ void Program::run(const BatchView &batch) {
 void Program::reserve(const BatchView &batch) {
   for (size_t b = 0; b < buffers_.size(); b++)
     if (buffers_[b].size() < (size_t)(batch.n_tokens * widths_[b])) buffers_[b].resize((size_t)(batch.n_tokens * widths_[b]));
-  shared_.reserve(std::max(batch.n_tokens, batch.n_logits), max_cols_);
+  plan_runs(batch);
+  int n_slots = 0;
+  for (const auto *runs : {&runs_, &logit_runs_})
+    if (!runs->empty()) n_slots = std::max(n_slots, runs->back().slot + runs->back().n_tokens);
+  shared_.reserve(n_slots, max_cols_, kernels_.tile_tokens > 0);
   for (Worker &w : workers_) {
-    w.activations.reserve(1, max_cols_);
-    w.scratch.resize(MATMUL_SCRATCH);
+    w.activations.reserve(1, max_cols_, false);
+    w.scratch.resize(MATMUL_SCRATCH / sizeof(Line));
     w.scores.resize((size_t)MAX_ROWS * KV_SPLIT);
     w.state.resize(2 * MAX_ROWS * (2 + MAX_HEAD_DIM));
   }
@@ -83,6 +99,32 @@ void Program::reserve(const BatchView &batch) {
     plan_attention(batch, op, tiles_[i]);
   }
   if (partials_.size() < partial_floats) partials_.resize(partial_floats);
+}
+
+// Which rows go through the products together. A sequence uses the matrix unit if it has enough rows of its own, so how a token
+// is computed depends on its own sequence's part of the batch and never on what else is in it.
+void Program::plan_runs(const BatchView &batch) {
+  runs_.clear(), logit_runs_.clear();
+  for (int s = 0; s < batch.n_seqs; s++) add_rows(batch.seq_starts[s + 1] - batch.seq_starts[s], runs_);
+  const auto sequence = [&](int i) {
+    return std::upper_bound(batch.seq_starts, batch.seq_starts + batch.n_seqs, batch.logit_rows[i]) - batch.seq_starts;
+  };
+  for (int i = 0, end; i < batch.n_logits; i = end) {
+    for (end = i + 1; end < batch.n_logits && sequence(end) == sequence(i);) end++;
+    add_rows(end - i, logit_runs_);
+  }
+}
+
+// Appends the next n rows, all of one sequence.
+void Program::add_rows(int n, std::vector<Run> &runs) const {
+  const bool tiled = kernels_.tile_tokens && n >= kernels_.tile_tokens;
+  for (int taken; n > 0; n -= taken) {
+    const Run last = runs.empty() ? Run{0, 0, 0, tiled} : runs.back();
+    if (runs.empty() || tiled || last.tiled || last.n_tokens == MATMUL_TOKENS)
+      runs.push_back({last.first + last.n_tokens, 0, (int)round_up(last.slot + last.n_tokens, TILE_TOKENS), tiled});
+    taken = std::min(n, MATMUL_TOKENS - runs.back().n_tokens);
+    runs.back().n_tokens += taken;
+  }
 }
 
 // Pieces of attention work, the longest first. A lone decoded token with a long past is divided by splits.
@@ -115,10 +157,10 @@ void Program::work(const BatchView &batch, int worker) {
     const Step &step = steps_[i];
     switch (step.kind) {
       case Step::EMBED: embed(step, batch, worker); break;
-      case Step::LINEAR: linear(step.linear, batch.n_tokens, nullptr, nullptr, next_[i], worker); break;
+      case Step::LINEAR: linear(step.linear, runs_, nullptr, nullptr, next_[i], worker); break;
       case Step::ATTENTION: attention(step.attention, batch, next_[i], worker); break;
       case Step::HEAD:
-        if (batch.n_logits) linear(step.linear, batch.n_logits, batch.logit_rows, batch.logits, next_[i], worker);
+        if (batch.n_logits) linear(step.linear, logit_runs_, batch.logit_rows, batch.logits, next_[i], worker);
         break;
     }
     pool_->barrier().wait();
@@ -130,36 +172,41 @@ void Program::embed(const Step &step, const BatchView &batch, int worker) {
 }
 
 // rows: which tokens of the input buffer to use, or null for all. to: where results go instead of a buffer (the logits).
-void Program::linear(const LinearOp &op, int n_tokens, const int32_t *rows, float *to, std::atomic<int> &next, int worker) {
+void Program::linear(const LinearOp &op, const std::vector<Run> &runs, const int32_t *rows, float *to, std::atomic<int> &next,
+                     int worker) {
   const int64_t n_cols = op.products[0].weight.n_cols;
   // A single token is prepared by every worker for itself: cheaper than meeting at a barrier.
-  const bool alone = n_tokens == 1;
-  const Activations x = (alone ? workers_[worker].activations : shared_).view(n_cols, alone ? 1 : LANES);
-  for (int t = alone ? 0 : worker; t < n_tokens; t += alone ? 1 : pool_->size())
-    kernels_.prepare(row(op.in, rows ? rows[t] : t), op.norm, op.eps, op.forms, x, t);
+  const bool alone = runs.size() == 1 && runs[0].n_tokens == 1;
+  ActivationStore &store = alone ? workers_[worker].activations : shared_;
+  for (const Run &run : runs) {
+    const Activations x = store.view(n_cols, run);
+    for (int t = 0, i = run.first; t < run.n_tokens; t++, i++)
+      if (alone || i % pool_->size() == worker)
+        kernels_.prepare(row(op.in, rows ? rows[i] : i), op.norm, op.eps, x.tiles ? TILES : op.forms, x, t);
+  }
   if (!alone) pool_->barrier().wait();
-  multiply(op, x, n_tokens, to, next, worker);
+  multiply(op, store, runs, to, next, worker);
 }
 
-void Program::multiply(const LinearOp &op, const Activations &x, int n_tokens, float *to, std::atomic<int> &next, int worker) {
+void Program::multiply(const LinearOp &op, ActivationStore &store, const std::vector<Run> &runs, float *to, std::atomic<int> &next,
+                       int worker) {
   int64_t total = 0;
   for (const Product &p : op.products) total += p.weight.n_panels();
-  const int64_t piece = std::max<int64_t>(1, total / (8 * pool_->size()));
+  const int64_t pair = kernels_.tile_tokens ? 2 : 1;  // tiles take two panels at a time
+  const int64_t piece = round_up(std::max<int64_t>(1, total / (8 * pool_->size())), pair);
   for (int64_t begin; (begin = piece * next.fetch_add(1, std::memory_order_relaxed)) < total;) {
     const int64_t end = std::min(total, begin + piece);
     int64_t first = 0;  // panel number, over all products, where this product starts
     for (const Product &p : op.products) {
       const int64_t p0 = std::max<int64_t>(begin - first, 0), p1 = std::min(end - first, p.weight.n_panels());
       first += p.weight.n_panels();
-      for (int t = 0; p0 < p1 && t < n_tokens; t += MATMUL_TOKENS) {
-        const int64_t c = x.n_cols;
-        const Activations part{c, x.lanes, x.values + t * c, x.codes + t * c, x.scales + t * c / 32, x.sums16 + t * c / 16,
-                               x.sums32 + t * c / 32, x.scaled16 + t * c / 16, x.scaled32 + t * c / 32};
+      if (p0 >= p1) continue;
+      for (const Run &run : runs) {
+        const Activations x = store.view(p.weight.n_cols, run);
         const int64_t stride = to ? p.weight.n_rows : widths_[p.out];
-        const Matmul m{&p.weight, p.up.data ? &p.up : nullptr, p.bias, &part, (to ? to : row(p.out, 0)) + t * stride, stride,
-                       std::min(n_tokens - t, MATMUL_TOKENS),
-                       p.up.data ? Epilogue::SWIGLU : p.add ? Epilogue::ADD : Epilogue::STORE};
-        kernels_.matmul(m, p0, p1, workers_[worker].scratch.data());
+        const Matmul m{&p.weight, p.up.data ? &p.up : nullptr, p.bias, &x, (to ? to : row(p.out, 0)) + run.first * stride, stride,
+                       run.n_tokens, p.up.data ? Epilogue::SWIGLU : p.add ? Epilogue::ADD : Epilogue::STORE};
+        kernels_.matmul(m, p0, p1, (uint8_t *)workers_[worker].scratch.data());
       }
     }
   }

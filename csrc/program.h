@@ -67,26 +67,35 @@ class Program {
     double scale;
     std::vector<float> cos, sin;  // [n_tokens, head_dim / 2]
   };
+  struct alignas(64) Line { uint8_t bytes[64]; };  // for memory whose vectors must not straddle cache lines
+  struct Run {      // tokens that go through a product together, at most MATMUL_TOKENS
+    int first, n_tokens;
+    int slot;       // where their activations start, in tokens: a multiple of TILE_TOKENS
+    bool tiled;     // on the matrix unit
+  };
   struct ActivationStore {
     std::vector<float> values, scales, scaled16, scaled32;
     std::vector<int16_t> codes;
     std::vector<int32_t> sums16, sums32;
-    void reserve(int64_t n_tokens, int64_t n_cols);
-    Activations view(int64_t n_cols, int lanes);
+    std::vector<Line> tiles;
+    void reserve(int64_t n_tokens, int64_t n_cols, bool tiled);
+    Activations view(int64_t n_cols, const Run &run);
   };
   struct Worker {
     ActivationStore activations;  // of a single token
-    std::vector<uint8_t> scratch;
+    std::vector<Line> scratch;
     std::vector<float> scores, state;
   };
   struct Tile { int seq, head, token, n_tokens, split; };  // split -1: all splits, one after the other
 
   void reserve(const BatchView &batch);
+  void plan_runs(const BatchView &batch);
+  void add_rows(int n, std::vector<Run> &runs) const;
   void plan_attention(const BatchView &batch, const AttentionOp &op, std::vector<Tile> &tiles) const;
   void work(const BatchView &batch, int worker);
   void embed(const Step &, const BatchView &, int worker);
-  void linear(const LinearOp &, int n_tokens, const int32_t *rows, float *to, std::atomic<int> &next, int worker);
-  void multiply(const LinearOp &, const Activations &, int n_tokens, float *to, std::atomic<int> &next, int worker);
+  void linear(const LinearOp &, const std::vector<Run> &runs, const int32_t *rows, float *to, std::atomic<int> &next, int worker);
+  void multiply(const LinearOp &, ActivationStore &, const std::vector<Run> &runs, float *to, std::atomic<int> &next, int worker);
   void attention(const AttentionOp &, const BatchView &, std::atomic<int> &next, int worker);
   void append(const AttentionOp &, const BatchView &, int worker);
   void attend_tile(const AttentionOp &, const BatchView &, const Tile &, int worker);
@@ -105,6 +114,7 @@ class Program {
   std::unique_ptr<std::atomic<int>[]> next_;             // per step: the next piece of work to be claimed
   std::vector<float> partials_;                          // decode: softmax states of all splits
   int max_splits_ = 0;
+  std::vector<Run> runs_, logit_runs_;                   // of the batch's tokens, and of its rows that need logits
   ActivationStore shared_;
   std::vector<Worker> workers_;
   int64_t max_cols_ = 0;

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
 from freehold.formats import FORMATS, QTensor
-from freehold.kernels import NativeBackend, Norm, Ops, ReferenceBackend, Rope
+from freehold.kernels import Norm, Ops, Rope, available_isas
+from freehold.models.common import Backend
 
-Backend = NativeBackend | ReferenceBackend
+VECTOR_ISAS = [level for level in available_isas() if level != "amx"]
+"""The levels that compute everything in the same bits; amx does so for less than TILE_TOKENS tokens of a sequence."""
+
+TILE_TOKENS = 16
+"""From so many tokens of one sequence on, products of the amx level are in bf16; equals csrc/ops.h."""
 
 
-def f32(values: Float32Array) -> QTensor:
+def f32(values: npt.NDArray[np.floating]) -> QTensor:
     """A float32 matrix as a tensor."""
-    values = np.ascontiguousarray(values, np.float32)
-    return QTensor(FORMATS["F32"], values.shape, values.view(np.uint8).reshape(values.shape[0], -1))
+    rows = np.ascontiguousarray(values, np.float32)
+    return QTensor(FORMATS["F32"], rows.shape, rows.view(np.uint8).reshape(len(rows), -1))
 
 
 def random_tensor(name: str, n_rows: int, n_cols: int, seed: int) -> QTensor:
@@ -26,10 +33,10 @@ def random_tensor(name: str, n_rows: int, n_cols: int, seed: int) -> QTensor:
     if fmt.block == 1:
         values = rng.standard_normal((n_rows, n_cols)).astype(np.float32)
         if name == "BF16":
-            data = (values.view(np.uint32) >> 16).astype(np.uint16)
+            data = (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         else:
-            data = values.astype({"F32": np.float32, "F16": np.float16}[name])
-        return QTensor(fmt, (n_rows, n_cols), data.view(np.uint8).reshape(n_rows, -1))
+            data = values.astype({"F32": np.float32, "F16": np.float16}[name]).view(np.uint8)
+        return QTensor(fmt, (n_rows, n_cols), data.reshape(n_rows, -1))
     data = rng.integers(0, 256, (n_rows, fmt.row_bytes(n_cols)), np.uint8)
     blocks = data.view(fmt.layout)
     for field in fmt.layout.names or ():
@@ -41,15 +48,16 @@ def random_tensor(name: str, n_rows: int, n_cols: int, seed: int) -> QTensor:
 def batch(
     sequences: Sequence[tuple[int, int]], *, rows: Sequence[int] | None = None, tokens: Sequence[int] | None = None
 ) -> Batch:
-    """Sequences of (first position, n_tokens), each with blocks of its own; by default token i is id i, all rows wanted."""
+    """Sequences of (first position, n_tokens), each with blocks of its own. By default token i is id i, with logits."""
     counts = [n for _, n in sequences]
     total, deepest = sum(counts), max(start + n for start, n in sequences)
     n_blocks = -(-deepest // KV_BLOCK)
+    blocks = np.arange(len(sequences) * n_blocks, dtype=np.int32).reshape(len(sequences), n_blocks)
     return Batch(
         tokens=np.arange(total, dtype=np.int32) if tokens is None else np.array(tokens, np.int32),
         positions=np.concatenate([np.arange(s, s + n, dtype=np.int32) for s, n in sequences]),
         seq_starts=np.cumsum([0, *counts], dtype=np.int32),
-        block_table=np.arange(len(sequences) * n_blocks, dtype=np.int32).reshape(len(sequences), n_blocks)[:, ::-1].copy(),
+        block_table=blocks[:, ::-1].copy(),  # descending, so that no code can take them for positions
         logit_rows=np.arange(total, dtype=np.int32) if rows is None else np.array(rows, np.int32),
     )
 
@@ -66,9 +74,9 @@ class AttentionProgram:
     """q, k and v straight from the embeddings, attention, and its output as logits."""
 
     def __init__(
-        self, backend: Backend, n_tokens: int, n_heads: int, n_kv: int, dim: int, window: int | None = None, seed: int = 0
+        self, backend: Backend, n_tokens: int, n_heads: int, n_kv: int, dim: int, window: int | None = None
     ) -> None:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         hidden = 32
         ops = Ops()
         x = ops.embed(backend.matrix(f32(rng.standard_normal((n_tokens, hidden)))))
@@ -80,8 +88,10 @@ class AttentionProgram:
         ops.head(out, backend.matrix(f32(np.eye(n_heads * dim))))
         self.program = backend.compile(ops)
 
-    def new_kv(self, n_blocks: int = 256):  # type: ignore[no-untyped-def]  # whichever backend's
+    def new_kv(self, n_blocks: int = 256) -> Any:
+        """KV storage of whichever backend it is."""
         return self.program.new_kv(n_blocks)
 
-    def run(self, batch: Batch, kv: object = None) -> Float32Array:
-        return self.program.run(batch, self.new_kv() if kv is None else kv)  # type: ignore[arg-type]
+    def run(self, batch: Batch, kv: Any = None) -> Float32Array:
+        """The attention's output [n_logits, n_heads * dim]."""
+        return self.program.run(batch, self.new_kv() if kv is None else kv)

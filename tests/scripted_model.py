@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
 from freehold.budget import MemoryPlan
-from freehold.core import KV_BLOCK, Batch, KVSpec
+from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
 from freehold.runtime import LocalModel
+from freehold.text.chat import Message
+from freehold.text.templates import ChatTemplate
+from freehold.text.tokenizer import Tokenizer
 
 BOS, SYSTEM, USER, ASSISTANT, EOS, SPLIT = range(256, 262)
 VOCAB = 262
+
+
+Answer = str | bytes | Sequence[int] | Callable[[str], bytes]
 
 
 class ByteTokenizer:
@@ -42,7 +50,7 @@ class ByteTokenizer:
 class RoleTemplate:
     """[BOS] then per message its role's token and its bytes, then ASSISTANT."""
 
-    def render(self, messages, *, add_generation_prompt=True, tools=None, **options):
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
         roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
         ids = [BOS]
         for message in messages:
@@ -58,7 +66,7 @@ class ScriptedModel:
     vocab_size = VOCAB
     kv_specs = (KVSpec("full", n_heads=1, k_dim=1, v_dim=1),)
 
-    def __init__(self, answer: str | bytes | Sequence[int] | Callable[[str], bytes], max_context: int = 512) -> None:
+    def __init__(self, answer: Answer, max_context: int = 512) -> None:
         self.max_context = max_context
         self.answer = answer
         self.steps = 0
@@ -66,11 +74,10 @@ class ScriptedModel:
         self.inside = 0
         self.overlapped = False
 
-    def new_kv(self, n_blocks: int):
-        kv = np.full((n_blocks, KV_BLOCK), -1, np.int32)
-        return type("KV", (), {"n_blocks": n_blocks, "tokens": kv})()
+    def new_kv(self, n_blocks: int) -> Any:
+        return SimpleNamespace(n_blocks=n_blocks, tokens=np.full((n_blocks, KV_BLOCK), -1, np.int32))
 
-    def forward(self, batch: Batch, kv):
+    def forward(self, batch: Batch, kv: Any) -> Float32Array:
         self.inside += 1
         self.overlapped |= self.inside > 1
         if self.gate is not None:
@@ -89,7 +96,7 @@ class ScriptedModel:
         self.inside -= 1
         return np.array(out, np.float32)
 
-    def _logits(self, history: list[int]) -> np.ndarray:
+    def _logits(self, history: list[int]) -> Float32Array:
         row = np.zeros(VOCAB, np.float32)
         row[self._next(history)] = 10.0
         row[ord("?")] += 1.0
@@ -106,12 +113,25 @@ class ScriptedModel:
         return ids[said] if said < len(ids) else EOS
 
 
+class ScriptedLocalModel(LocalModel):
+    """A LocalModel around a ScriptedModel."""
+
+    script: ScriptedModel
+
+
 def scripted(
-    answer="Paris", *, context: int = 256, n_sequences: int = 2, budget: int = 10**9, template=True, **options
-) -> LocalModel:
-    """A LocalModel around a ScriptedModel; its `.script` is the model."""
+    answer: Answer = "Paris",
+    *,
+    context: int = 256,
+    n_sequences: int = 2,
+    budget: int = 10**9,
+    template: bool = True,
+    **options: Any,
+) -> ScriptedLocalModel:
+    """A LocalModel that says `answer`; `options` are LocalModel's."""
     model = ScriptedModel(answer, max_context=max(context, 512))
     plan = MemoryPlan(context, n_sequences * -(-context // KV_BLOCK), weight_bytes=1000, token_bytes=4, budget=budget)
-    local = LocalModel(model, ByteTokenizer(), RoleTemplate() if template else None, plan, name="scripted", **options)
+    tokenizer, formatter = cast(Tokenizer, ByteTokenizer()), cast(ChatTemplate, RoleTemplate())
+    local = ScriptedLocalModel(model, tokenizer, formatter if template else None, plan, name="scripted", **options)
     local.script = model
     return local

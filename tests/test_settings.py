@@ -17,7 +17,7 @@ HOME = {"HOME": "/home/me"}
 
 
 def test_nothing_set() -> None:
-    assert load({**HOME, "XDG_DATA_HOME": "/data"}).unknown == ()
+    assert load({**HOME, "XDG_DATA_HOME": "/data", "FREEHOLD_DEBUG": "1"}).unknown == ()
     settings = load({**HOME, "FREEHOLD_ISA": "", "FREEHOLD_THREADS": "  "})
     assert settings == Settings(home=settings.home)
 

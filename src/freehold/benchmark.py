@@ -2,7 +2,7 @@
 
 Owns the measuring: through the engine, as any request goes, with random prompts that no cache has seen, medians of
 several runs. Knows no command line. Decode's roofline: each step must read the weights once, and each sequence's keys
-and values up to its position, at no more than the bandwidth measured on this machine in the same process.
+and values up to its position, at no more than the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from freehold import kernels
 from freehold.budget import kv_bytes_per_token
 from freehold.core import KV_BLOCK, SamplingParams
 from freehold.engine import Timings
@@ -47,11 +46,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Medians over the runs. Rates are tokens per second of all sequences together, bandwidth is in GB/s.
+    """Medians over the runs. Rates are tokens per second of all sequences together.
 
-    `bytes_per_step` is what a decode step cannot avoid reading: all resident weights once, and the KV cache of every
-    sequence. `roofline` is the part of the measured bandwidth that this reaches; above 1 the weights come from a cache.
-    `peak_bytes` is the most memory the process had resident, None where the system does not say.
+    `bytes_per_step` is what a decode step cannot avoid reading: every matrix of weights once, and the KV cache of every
+    sequence; `steps_per_second` is how often it does. `peak_bytes` is the most memory the process had resident, None
+    where the system does not say.
     """
 
     prefill: float
@@ -59,9 +58,12 @@ class Measurement:
     decode: float
     decode_runs: tuple[float, ...]
     bytes_per_step: int
-    bandwidth: float
-    roofline: float
+    steps_per_second: float
     peak_bytes: int | None
+
+    def roofline(self, bandwidth: float) -> float:
+        """The part of `bandwidth`, in GB/s, that decode reaches; above 1 the weights come from a cache."""
+        return self.bytes_per_step * self.steps_per_second / (bandwidth * 1e9)
 
 
 def measure(model: LocalModel, work: Workload, *, seed: int = 0) -> Measurement:
@@ -84,19 +86,16 @@ def measure(model: LocalModel, work: Workload, *, seed: int = 0) -> Measurement:
         timings = _run(model, rng, work.depth, work.n_decode + 1, work.batch)
         decode.append(sum(work.n_decode / each.decode_seconds for each in timings))
     prefill, decode = prefill[1:], decode[1:]
-    peak = peak_memory()  # before the bandwidth measurement, which takes memory of its own
-    bandwidth = kernels.measure_bandwidth(model.n_threads)
     rate = statistics.median(decode)
-    bytes_per_step = model.plan.weight_bytes + work.batch * _kv_bytes(model, work.depth + work.n_decode // 2)
+    bytes_per_step = model.step_bytes + work.batch * _kv_bytes(model, work.depth + work.n_decode // 2)
     return Measurement(
         prefill=statistics.median(prefill),
         prefill_runs=tuple(prefill),
         decode=rate,
         decode_runs=tuple(decode),
         bytes_per_step=bytes_per_step,
-        bandwidth=bandwidth,
-        peak_bytes=peak,
-        roofline=bytes_per_step * (rate / work.batch) / (bandwidth * 1e9),
+        steps_per_second=rate / work.batch,
+        peak_bytes=peak_memory(),
     )
 
 

@@ -6,16 +6,18 @@ command that needs them, so that help appears at once. Errors and exit statuses 
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from freehold import __version__
 from freehold.errors import RequestError
-from freehold.terminal.console import Progress, human_bytes, note
+from freehold.terminal.console import Progress, human_bytes, note, open_missing_streams
 from freehold.terminal.guard import GuardedCommand
 
 if TYPE_CHECKING:
@@ -47,7 +49,16 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `freehold` command."""
+    open_missing_streams()
+    # Start-up makes objects by the hundred thousand, and all of them stay: looking for garbage so often takes 60 ms.
+    gc.set_threshold(100_000)
     app(prog_name="freehold")
+
+
+def _spare_cores(precision: Precision) -> None:
+    """Only the reference precision computes with numpy's BLAS, whose idle threads spin while a model loads."""
+    if precision != "reference":
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported
 
 
 def _version(wanted: bool) -> None:
@@ -119,6 +130,7 @@ def run(
 
     Sampling options left out take what the model's publisher recommends, or greedy decoding.
     """
+    _spare_cores(precision)
     # Imported here: these bring numpy, tokenizers and the kernels.
     from freehold.terminal.ask import AnswerOptions, ask, ask_json
     from freehold.terminal.opening import open_model, read_request
@@ -221,6 +233,7 @@ def logits(
 
     This is how to check Freehold against another implementation.
     """
+    _spare_cores(precision)
     from freehold.terminal.logits import read_ids, write_logits
     from freehold.terminal.opening import open_model
 
@@ -233,11 +246,11 @@ def logits(
 @app.command(cls=GuardedCommand)
 def bench(
     model: ModelArgument,
-    pp: Annotated[int, typer.Option(help="Prompt tokens of the prefill measurement.")] = 512,
-    tg: Annotated[int, typer.Option(help="Tokens generated in the decode measurement.")] = 64,
-    depth: Annotated[int, typer.Option(help="Context in use when decode begins.")] = 512,
-    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    runs: Annotated[int, typer.Option(help="Runs counted, after one that is not; the median is reported.")] = 3,
+    pp: Annotated[int, typer.Option(min=1, help="Prompt tokens of the prefill measurement.")] = 512,
+    tg: Annotated[int, typer.Option(min=2, help="Tokens generated in the decode measurement.")] = 64,
+    depth: Annotated[int, typer.Option(min=1, help="Context in use when decode begins.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Runs counted, after one that is not; the median is reported.")] = 3,
     as_json: JsonOption = False,
     threads: ThreadsOption = None,
     precision: PrecisionOption = "exact",
@@ -246,6 +259,8 @@ def bench(
 
     Prefill and decode in tokens per second, load time, peak memory, and how close decode comes to the memory's limit.
     """
+    _spare_cores(precision)
+    from freehold import kernels
     from freehold.benchmark import Workload, measure
     from freehold.terminal.opening import open_model
     from freehold.terminal.speed import describe_bench, render_bench
@@ -254,5 +269,7 @@ def bench(
     with open_model(
         model, precision=precision, context=work.context, threads=threads, conversations=batch, prefix_cache=False
     ) as loaded:
-        facts: dict[str, Any] = describe_bench(loaded, work, measure(loaded, work), precision)
+        result = measure(loaded, work)
+    bandwidth = kernels.measure_bandwidth(loaded.n_threads)  # once the model is gone: it takes memory of its own
+    facts = describe_bench(loaded, work, result, bandwidth, precision)
     print(json.dumps(facts, indent=2) if as_json else render_bench(facts))

@@ -1,17 +1,17 @@
 """Every error Freehold raises on purpose. Each message says what was found, what was expected and what to do.
 
-    FreeholdError                    the root; the command line prints its message and exits with status 2
-    ├── RequestError                 an argument is wrong: a sampling value, an option, an id out of range
-    │   └── ContextError             the prompt does not fit the model's context
-    ├── NotFoundError                no such model, file or tensor
-    ├── ModelFileError               a file is not what it claims to be: truncated, malformed, hostile
-    ├── UnsupportedError             the file is valid, but names an architecture, format or option not implemented
-    ├── TemplateError                a chat template is broken, or exceeded its time or output budget
-    ├── StoreError                   the model store: locked, unwritable, or its content fails verification
-    │   └── DownloadError            a model could not be fetched
-    ├── ResourceError                this machine has too little memory or disk for what was asked
-    ├── KernelError                  a kernel level this processor lacks, or operands that do not fit together
-    └── EngineError                  the engine was closed, or its thread died
+FreeholdError                    the root; the command line prints its message and exits with status 2
+├── RequestError                 an argument is wrong: a sampling value, an option, an id out of range
+│   └── ContextError             the prompt does not fit the model's context
+├── NotFoundError                no such model, file or tensor
+├── ModelFileError               a file is not what it claims to be: truncated, malformed, hostile
+├── UnsupportedError             the file is valid, but names an architecture, format or option not implemented
+├── TemplateError                a chat template is broken, or exceeded its time or output budget
+├── StoreError                   the model store: locked, unwritable, or its content fails verification
+│   └── DownloadError            a model could not be fetched
+├── ResourceError                this machine has too little memory or disk for what was asked
+├── KernelError                  a kernel level this processor lacks, or operands that do not fit together
+└── EngineError                  the engine was closed, or its thread died
 """
 
 

@@ -25,7 +25,7 @@ from freehold.text.chat import Message
 from freehold.text.stream import StopStrings
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from freehold.text.templates import ChatTemplate
     from freehold.text.tokenizer import Tokenizer
@@ -69,6 +69,7 @@ class LocalModel:
         sampling_defaults: SamplingParams | None = None,
         n_threads: int = 1,
         load_seconds: float = 0.0,
+        step_bytes: int | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
@@ -81,12 +82,13 @@ class LocalModel:
         self.sampling_defaults = sampling_defaults or SamplingParams(stop_ids=tokenizer.eos_ids)
         self.n_threads = n_threads
         self.load_seconds = load_seconds
+        self.step_bytes = plan.weight_bytes if step_bytes is None else step_bytes
         self._on_close = on_close
         self._model = _OneAtATime(model)
         config = EngineConfig(n_blocks=plan.n_blocks, max_sequences=max_sequences, prefix_cache=prefix_cache)
         self.engine = Engine(self._model, config)
 
-    def __enter__(self) -> LocalModel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from command_line import Loads, Outcome, Pipe, Run
 from freehold.cli import app
+from freehold.runtime import LocalModel
 from scripted_model import scripted
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command printed and how it ended."""
-
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture(autouse=True)
-def store_home(tmp_path, monkeypatch):
+def store_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store of the test's own, and no wishes from the environment."""
     for name in ("FREEHOLD_DEBUG", "FREEHOLD_ISA", "FREEHOLD_MEMORY", "FREEHOLD_MODEL", "FREEHOLD_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -33,7 +27,7 @@ def store_home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def freehold() -> Callable[..., Outcome]:
+def freehold() -> Run:
     """Run a command line: freehold("run", "Hello")."""
 
     def call(*args: str) -> Outcome:
@@ -44,14 +38,14 @@ def freehold() -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def loads(monkeypatch):
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
     """Let every command load a scripted model: loads("Paris"). Returns the list of load() calls."""
-    opened = []
+    opened: list[LocalModel] = []
 
-    def install(answer="Paris", **options):
-        calls = []
+    def install(answer: Any = "Paris", **options: Any) -> Any:
+        calls: list[dict[str, Any]] = []
 
-        def load(model, **wishes):
+        def load(model: Any, **wishes: Any) -> Any:
             calls.append({"model": model, **wishes})
             sizes = {"context": wishes.get("context") or 256, "n_sequences": wishes.get("conversations", 1)}
             opened.append(scripted(answer, **{**sizes, **options}))
@@ -66,12 +60,12 @@ def loads(monkeypatch):
 
 
 @pytest.fixture
-def pipe(monkeypatch):
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
     """Put bytes on standard input as `terminal.words` sees it."""
 
-    def install(data: bytes, mode: int = 0o100000):
+    def install(data: bytes, mode: int = 0o100000) -> None:
         stdin = io.TextIOWrapper(io.BytesIO(data))
-        stdin.fileno = lambda: 0
+        monkeypatch.setattr(stdin, "fileno", lambda: 0)
         monkeypatch.setattr("freehold.terminal.words.sys", SimpleNamespace(stdin=stdin))
         fake_os = SimpleNamespace(name="posix", fstat=lambda fd: SimpleNamespace(st_mode=mode))
         monkeypatch.setattr("freehold.terminal.words.os", fake_os)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from freehold.terminal.ask import AnswerOptions
@@ -26,7 +29,7 @@ class Typist:
 
 
 @pytest.fixture
-def chat(request):
+def chat(request: pytest.FixtureRequest) -> Any:
     """A chat with a model that repeats its last user message."""
     with scripted(lambda prompt: prompt[-8:].encode(), context=128) as model:
         yield Chat(model, AnswerOptions())
@@ -36,19 +39,19 @@ def said(chat: Chat) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in chat.messages]
 
 
-def test_a_conversation_carries_its_history(chat, capsys):
+def test_a_conversation_carries_its_history(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.run(Typist("first", "second"))
     assert said(chat) == [("user", "first"), ("assistant", "first"), ("user", "second"), ("assistant", "stsecond")]
     assert capsys.readouterr().out == "first\nstsecond\n"
 
 
-def test_system_clear_and_exit(chat, capsys):
+def test_system_clear_and_exit(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.run(Typist("/system be brief", "hello", "/system", "/clear", "/exit", "never read"))
     assert said(chat) == [("system", "be brief")]
     assert "system: be brief" in capsys.readouterr().err
 
 
-def test_help_names_every_command(chat, capsys):
+def test_help_names_every_command(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     from freehold.terminal.chat import COMMANDS
 
     chat.handle("/help")
@@ -56,7 +59,7 @@ def test_help_names_every_command(chat, capsys):
     assert all(command in text for command in COMMANDS)
 
 
-def test_unknown_commands_get_the_nearest(chat, capsys):
+def test_unknown_commands_get_the_nearest(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.run(Typist("/sav x", "/qqqq"))
     err = capsys.readouterr().err
     assert "did you mean /save?" in err
@@ -64,12 +67,12 @@ def test_unknown_commands_get_the_nearest(chat, capsys):
     assert chat.messages == []
 
 
-def test_what_only_looks_like_a_command_is_text(chat):
+def test_what_only_looks_like_a_command_is_text(chat: Chat) -> None:
     chat.run(Typist("/usr/bin/env is what?", " /exit"))
     assert [content for role, content in said(chat) if role == "user"] == ["/usr/bin/env is what?", "/exit"]
 
 
-def test_save_and_load(chat, tmp_path, capsys):
+def test_save_and_load(chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "chat.json"
     chat.run(Typist("/system S", "hello", f"/save {path}", "/clear", "/system T", f"/load {path}", f"/save {path}"))
     assert said(chat) == [("system", "S"), ("user", "hello"), ("assistant", "Shello")]
@@ -78,7 +81,7 @@ def test_save_and_load(chat, tmp_path, capsys):
     assert "error" not in capsys.readouterr().err
 
 
-def test_save_does_not_replace_other_files(chat, tmp_path, capsys):
+def test_save_does_not_replace_other_files(chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("precious")
     chat.run(Typist(f"/save {path}", "/save", f"/save {tmp_path / 'no' / 'such' / 'place'}"))
@@ -105,7 +108,9 @@ def test_save_does_not_replace_other_files(chat, tmp_path, capsys):
         b'{"freehold_chat": 1, "model": "m", "messages": [3]}',
     ],
 )
-def test_hostile_files_cost_one_line(chat, tmp_path, capsys, content):
+def test_hostile_files_cost_one_line(
+    chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any
+) -> None:
     path = tmp_path / "evil.json"
     path.write_bytes(content)
     chat.handle("hello")
@@ -118,28 +123,32 @@ def test_hostile_files_cost_one_line(chat, tmp_path, capsys, content):
     assert chat.messages == before
 
 
-def test_missing_files_and_directories_cost_one_line(chat, tmp_path, capsys):
+def test_missing_files_and_directories_cost_one_line(
+    chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chat.run(Typist(f"/load {tmp_path}", f"/load {tmp_path / 'none'}", "/load"))
     assert capsys.readouterr().err.count("freehold: error:") == 3
 
 
-def test_stats(chat, capsys):
+def test_stats(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.run(Typist("hello", "/stats"))
     err = capsys.readouterr().err
     assert "1 answers, 6 tokens" in err
     assert "of 128 tokens in use" in err
 
 
-def test_ctrl_c_at_the_prompt_keeps_the_chat(chat, capsys):
+def test_ctrl_c_at_the_prompt_keeps_the_chat(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.run(Typist(KeyboardInterrupt, "hello"))
     assert len(chat.messages) == 2
     assert "Ctrl-D" in capsys.readouterr().err
 
 
-def test_ctrl_c_keeps_the_partial_answer(chat, monkeypatch, capsys):
+def test_ctrl_c_keeps_the_partial_answer(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = []
 
-    def printable(text):
+    def printable(text: str) -> Any:
         shown.append(text)
         if len(shown) == 3:
             raise KeyboardInterrupt
@@ -156,8 +165,10 @@ def test_ctrl_c_keeps_the_partial_answer(chat, monkeypatch, capsys):
     assert "(stopped)" in capsys.readouterr().err
 
 
-def test_ctrl_c_before_the_first_token_forgets_the_question(chat, monkeypatch, capsys):
-    def interrupted(*args, **options):
+def test_ctrl_c_before_the_first_token_forgets_the_question(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat._model, "chat", interrupted)
@@ -166,19 +177,19 @@ def test_ctrl_c_before_the_first_token_forgets_the_question(chat, monkeypatch, c
     assert "(stopped)" in capsys.readouterr().err
 
 
-def test_a_full_context_costs_the_question_only(chat, capsys):
+def test_a_full_context_costs_the_question_only(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.run(Typist("hello", "x" * 200, "again"))
     assert [content for role, content in said(chat) if role == "user"] == ["hello", "again"]
     assert "the context is 128" in capsys.readouterr().err
 
 
-def test_model_output_cannot_steer_the_terminal(capsys):
+def test_model_output_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with scripted("a\x1b]0;evil\x07b") as model:
         Chat(model, AnswerOptions()).handle("q")
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_fenced_blocks():
+def test_fenced_blocks() -> None:
     assert open_block('"""')
     assert open_block('"""\nline\n\nline')
     assert not open_block('"""\nline\n"""')
@@ -198,7 +209,7 @@ def test_fenced_blocks():
         ('"""\nnever closed', ['"""\nnever closed']),
     ],
 )
-def test_plain_lines(typed, messages, monkeypatch):
+def test_plain_lines(typed: str, messages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     from freehold.terminal.editor import PlainEditor
@@ -221,7 +232,7 @@ def test_plain_lines(typed, messages, monkeypatch):
         ("wrong\x15right\r", "right"),
     ],
 )
-def test_line_editor_keys(keys, text, tmp_path):
+def test_line_editor_keys(keys: str, text: str, tmp_path: Path) -> None:
     from prompt_toolkit.application import create_app_session
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from command_line import Loads, Run
 from scripted_model import VOCAB
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path: Path) -> Any:
     """A directory with one safetensors file of three small tensors."""
     directory = tmp_path / "tiny"
     directory.mkdir()
@@ -29,7 +32,7 @@ def checkpoint(tmp_path):
     return directory
 
 
-def test_show(freehold, checkpoint):
+def test_show(freehold: Run, checkpoint: Path) -> None:
     facts = json.loads(freehold("show", str(checkpoint), "--json").out)
     assert (facts["name"], facts["architecture"], facts["container"]) == ("tiny", "llama", "safetensors")
     assert (facts["parameters"], facts["bytes"], facts["context"]) == (32 + 64 + 8, 272, 100)
@@ -41,13 +44,13 @@ def test_show(freehold, checkpoint):
     assert "not stated" in text
 
 
-def test_show_says_how_to_get_a_model(freehold):
+def test_show_says_how_to_get_a_model(freehold: Run) -> None:
     outcome = freehold("show", "smollm2")
     assert outcome.status == 2
     assert "freehold pull smollm2" in outcome.err
 
 
-def test_ls_of_an_empty_store(freehold):
+def test_ls_of_an_empty_store(freehold: Run) -> None:
     assert "freehold pull" in freehold("ls").out
     assert json.loads(freehold("ls", "--json").out) == []
     rows = json.loads(freehold("ls", "--all", "--json").out)
@@ -55,7 +58,7 @@ def test_ls_of_an_empty_store(freehold):
     assert "not fetched" in freehold("ls", "--all").out
 
 
-def test_rm_and_pull_of_unknown_models(freehold):
+def test_rm_and_pull_of_unknown_models(freehold: Run) -> None:
     for args in (("rm", "smollm2"), ("rm", "no-such"), ("rm", "../x"), ("pull", "no-such")):
         outcome = freehold(*args)
         assert (outcome.status, outcome.out) == (2, "")
@@ -63,7 +66,7 @@ def test_rm_and_pull_of_unknown_models(freehold):
     assert "smollm2" in freehold("pull", "smolm2").err
 
 
-def test_pull_verifies_a_file_fetched_by_hand(freehold, tmp_path, store_home):
+def test_pull_verifies_a_file_fetched_by_hand(freehold: Run, tmp_path: Path, store_home: Path) -> None:
     wrong = tmp_path / "model.gguf"
     wrong.write_bytes(b"GGUF rubbish")
     outcome = freehold("pull", "smollm2", "--from", str(wrong))
@@ -71,11 +74,13 @@ def test_pull_verifies_a_file_fetched_by_hand(freehold, tmp_path, store_home):
     assert json.loads(freehold("ls", "--json").out) == []
 
 
-def test_pull_prints_the_path_and_takes_an_interrupt(freehold, monkeypatch, tmp_path):
+def test_pull_prints_the_path_and_takes_an_interrupt(
+    freehold: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("freehold.hub.sources.pull", lambda name, store, **options: tmp_path / name)
     assert freehold("pull", "smollm2").out == f"{tmp_path / 'smollm2'}\n"
 
-    def interrupted(*args, **options):
+    def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("freehold.hub.sources.pull", interrupted)
@@ -83,12 +88,12 @@ def test_pull_prints_the_path_and_takes_an_interrupt(freehold, monkeypatch, tmp_
 
 
 @pytest.fixture
-def kernels(monkeypatch):
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("freehold.kernels.measure_bandwidth", lambda n_threads: 20.0)
 
 
 @pytest.mark.usefixtures("kernels")
-def test_doctor(freehold, store_home, monkeypatch):
+def test_doctor(freehold: Run, store_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = json.loads(freehold("doctor", "--json").out)
     assert facts["store"]["path"] == str(store_home)
     assert facts["memory_bandwidth_gb_per_s"] == 20.0
@@ -101,10 +106,10 @@ def test_doctor(freehold, store_home, monkeypatch):
 
 
 @pytest.mark.usefixtures("kernels")
-def test_doctor_survives_a_level_that_cannot_run(freehold, monkeypatch):
+def test_doctor_survives_a_level_that_cannot_run(freehold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from freehold.errors import KernelError
 
-    def isa():
+    def isa() -> None:
         raise KernelError("FREEHOLD_ISA is 'amx', but this processor lacks it")
 
     monkeypatch.setattr("freehold.kernels.isa", isa)
@@ -113,7 +118,7 @@ def test_doctor_survives_a_level_that_cannot_run(freehold, monkeypatch):
     assert facts["problems"][-1]["remedy"] == "unset FREEHOLD_ISA"
 
 
-def test_bad_environment_is_one_line(freehold, monkeypatch):
+def test_bad_environment_is_one_line(freehold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEHOLD_THREADS", "many")
     outcome = freehold("doctor")
     assert outcome.status == 2
@@ -121,7 +126,7 @@ def test_bad_environment_is_one_line(freehold, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64])
-def test_logits(freehold, loads, tmp_path, dtype):
+def test_logits(freehold: Run, loads: Loads, tmp_path: Path, dtype: Any) -> None:
     loads()
     np.save(tmp_path / "ids.npy", np.arange(70, dtype=dtype))
     outcome = freehold("logits", "smollm2", "--ids", str(tmp_path / "ids.npy"), "--out", str(tmp_path / "out.npy"))
@@ -152,7 +157,7 @@ def test_logits(freehold, loads, tmp_path, dtype):
         None,
     ],
 )
-def test_bad_ids_cost_one_line_and_write_nothing(freehold, loads, tmp_path, ids):
+def test_bad_ids_cost_one_line_and_write_nothing(freehold: Run, loads: Loads, tmp_path: Path, ids: Any) -> None:
     loads()
     path = tmp_path / "ids.npy"
     if isinstance(ids, bytes):
@@ -166,7 +171,7 @@ def test_bad_ids_cost_one_line_and_write_nothing(freehold, loads, tmp_path, ids)
     assert {entry.name for entry in tmp_path.iterdir()} <= {"ids.npy", "store"}
 
 
-def test_logits_to_nowhere(freehold, loads, tmp_path):
+def test_logits_to_nowhere(freehold: Run, loads: Loads, tmp_path: Path) -> None:
     loads()
     np.save(tmp_path / "ids.npy", np.arange(3))
     outcome = freehold("logits", "m", "--ids", str(tmp_path / "ids.npy"), "--out", str(tmp_path / "no" / "out.npy"))
@@ -174,11 +179,13 @@ def test_logits_to_nowhere(freehold, loads, tmp_path):
     assert "cannot write" in outcome.err
 
 
-def test_a_failed_run_leaves_no_partial_file(freehold, loads, tmp_path, monkeypatch):
+def test_a_failed_run_leaves_no_partial_file(
+    freehold: Run, loads: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads()
     np.save(tmp_path / "ids.npy", np.arange(3))
 
-    def failing(self, ids):
+    def failing(self: Any, ids: Any) -> Any:
         yield np.zeros((1, VOCAB), np.float32)
         raise OSError(28, "No space left on device")
 
@@ -190,7 +197,7 @@ def test_a_failed_run_leaves_no_partial_file(freehold, loads, tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("kernels")
-def test_bench(freehold, loads):
+def test_bench(freehold: Run, loads: Loads) -> None:
     calls = loads()
     args = ("bench", "smollm2", "--pp", "40", "--tg", "8", "--depth", "20", "--batch", "3", "--runs", "2")
     facts = json.loads(freehold(*args, "--json").out)
@@ -205,12 +212,12 @@ def test_bench(freehold, loads):
 
 
 @pytest.mark.parametrize("option", ["--pp", "--tg", "--depth", "--batch", "--runs"])
-def test_bench_refuses_empty_workloads(freehold, loads, option):
+def test_bench_refuses_empty_workloads(freehold: Run, loads: Loads, option: str) -> None:
     loads()
     assert freehold("bench", "smollm2", option, "0").status == 2
 
 
-def test_bench_refuses_a_batch_that_does_not_fit(freehold, loads):
+def test_bench_refuses_a_batch_that_does_not_fit(freehold: Run, loads: Loads) -> None:
     loads(n_sequences=1)
     outcome = freehold("bench", "smollm2", "--batch", "2")
     assert outcome.status == 2

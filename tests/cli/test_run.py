@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from command_line import Loads, Pipe, Run
 from freehold.errors import EngineError, ModelFileError
+from freehold.terminal.console import write_answer
 from scripted_model import ScriptedModel
 
 
-def test_the_answer_alone_is_on_stdout(freehold, loads):
+def test_the_answer_alone_is_on_stdout(freehold: Run, loads: Loads) -> None:
     calls = loads("Paris")
     outcome = freehold("run", "What is the capital of France?")
     assert (outcome.status, outcome.out, outcome.err) == (0, "Paris\n", "")
     assert calls[0]["model"] is None
 
 
-def test_model_and_options_arrive(freehold, loads, tmp_path):
+def test_model_and_options_arrive(freehold: Run, loads: Loads, tmp_path: Path) -> None:
     calls = loads(lambda prompt: prompt.encode())
     (tmp_path / "config.json").write_text("{}")
     outcome = freehold(
@@ -36,7 +41,7 @@ def test_model_and_options_arrive(freehold, loads, tmp_path):
     }
 
 
-def test_json_is_one_object(freehold, loads):
+def test_json_is_one_object(freehold: Run, loads: Loads) -> None:
     loads("Paris")
     outcome = freehold("run", "-m", "smollm2", "Q?", "--json")
     report = json.loads(outcome.out)
@@ -52,22 +57,24 @@ def test_json_is_one_object(freehold, loads):
     ]
 
 
-def test_stop_and_max_tokens(freehold, loads):
+def test_stop_and_max_tokens(freehold: Run, loads: Loads) -> None:
     loads("one two three")
     assert freehold("run", "Q", "--stop", "three", "--stop", " two").out == "one\n"
     outcome = freehold("run", "Q", "--max-tokens", "3")
     assert outcome.out == "one\n"
-    assert "cut short" in outcome.err
+    assert "cut short: --max-tokens 3 is reached" in outcome.err
+    loads("x" * 100)
+    assert "the context of 16 tokens is full" in freehold("run", "Q", "--context", "16").err
 
 
-def test_verbose_speeds_go_to_stderr(freehold, loads):
+def test_verbose_speeds_go_to_stderr(freehold: Run, loads: Loads) -> None:
     loads("Paris")
     outcome = freehold("run", "Q", "--verbose")
     assert outcome.out == "Paris\n"
     assert "answer 6 tokens" in outcome.err
 
 
-def test_piped_text_follows_the_prompt(freehold, loads, pipe):
+def test_piped_text_follows_the_prompt(freehold: Run, loads: Loads, pipe: Pipe) -> None:
     loads(lambda prompt: prompt.encode())
     pipe(b"piped text\n")
     assert freehold("run", "Summarise").out == "Summarise\n\npiped text\n"
@@ -76,7 +83,7 @@ def test_piped_text_follows_the_prompt(freehold, loads, pipe):
 
 
 @pytest.mark.parametrize("args", [["run"], ["run", "--json"], ["run", "-m", "smollm2"]])
-def test_no_prompt_and_no_terminal(freehold, loads, args):
+def test_no_prompt_and_no_terminal(freehold: Run, loads: Loads, args: Any) -> None:
     loads()
     outcome = freehold(*args)
     assert (outcome.status, outcome.out) == (2, "")
@@ -84,7 +91,7 @@ def test_no_prompt_and_no_terminal(freehold, loads, args):
     assert outcome.err.count("\n") == 1
 
 
-def test_piped_rubbish_is_refused(freehold, loads, pipe):
+def test_piped_rubbish_is_refused(freehold: Run, loads: Loads, pipe: Pipe) -> None:
     loads()
     pipe(b"a\xff")
     assert "0xff at offset 1" in freehold("run", "Q").err
@@ -101,7 +108,7 @@ def test_piped_rubbish_is_refused(freehold, loads, pipe):
         ("--stop", ""),
     ],
 )
-def test_bad_sampling_values_name_themselves(freehold, loads, option, value):
+def test_bad_sampling_values_name_themselves(freehold: Run, loads: Loads, option: str, value: Any) -> None:
     loads()
     outcome = freehold("run", "Q", option, value)
     assert outcome.status == 2
@@ -109,14 +116,14 @@ def test_bad_sampling_values_name_themselves(freehold, loads, option, value):
     assert outcome.err.count("\n") == 1
 
 
-def test_usage_errors_end_with_two(freehold):
+def test_usage_errors_end_with_two(freehold: Run) -> None:
     assert freehold("run", "--no-such-option").status == 2
     assert freehold("run", "Q", "--temperature", "hot").status == 2
     assert freehold("run", "Q", "--precision", "perfect").status == 2
     assert freehold("no-such-command").status == 2
 
 
-def test_unknown_model_is_one_line(freehold):
+def test_unknown_model_is_one_line(freehold: Run) -> None:
     outcome = freehold("run", "no-such-model", "Q")
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err.startswith("freehold: error: ")
@@ -135,8 +142,10 @@ def test_unknown_model_is_one_line(freehold):
         (BrokenPipeError(), 141, ""),
     ],
 )
-def test_every_failure_has_its_line_and_status(freehold, monkeypatch, error, status, line):
-    def load(model, **wishes):
+def test_every_failure_has_its_line_and_status(
+    freehold: Run, monkeypatch: pytest.MonkeyPatch, error: Any, status: int, line: str
+) -> None:
+    def load(model: Any, **wishes: Any) -> None:
         raise error
 
     monkeypatch.setattr("freehold.terminal.opening.load", load)
@@ -147,8 +156,8 @@ def test_every_failure_has_its_line_and_status(freehold, monkeypatch, error, sta
     assert "Traceback" not in outcome.err
 
 
-def test_debug_shows_the_traceback(freehold, monkeypatch):
-    def load(model, **wishes):
+def test_debug_shows_the_traceback(freehold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(model: Any, **wishes: Any) -> None:
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr("freehold.terminal.opening.load", load)
@@ -156,34 +165,34 @@ def test_debug_shows_the_traceback(freehold, monkeypatch):
     assert "Traceback" in freehold("run", "Q").err
 
 
-def test_control_sequences_reach_a_pipe_but_not_a_terminal(freehold, loads, monkeypatch):
+def test_control_sequences_reach_a_pipe_but_not_a_terminal(
+    freehold: Run, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads("a\x1b[2J\x9bb\r\n\tc")
     assert freehold("run", "Q").out == "a\x1b[2J\x9bb\r\n\tc\n"
 
-    written = []
+    written: list[str] = []
 
     class Terminal:
         write = staticmethod(written.append)
         flush = staticmethod(lambda: None)
         isatty = staticmethod(lambda: True)
 
-    from freehold.terminal import console
-
-    monkeypatch.setattr(console.sys, "stdout", Terminal)
-    console.write_answer("a\x1b[2J\x9bb\r\n\tc")
+    monkeypatch.setattr(sys, "stdout", Terminal)
+    write_answer("a\x1b[2J\x9bb\r\n\tc")
     monkeypatch.undo()
     assert "".join(written) == "a␛[2J\ufffdb␍\n\tc"
 
 
-def test_interrupt_cancels_the_generation(freehold, loads, monkeypatch):
+def test_interrupt_cancels_the_generation(freehold: Run, loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
     loads("x" * 100)
 
-    def interrupted(text):
+    def interrupted(text: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("freehold.terminal.ask.write_answer", interrupted)
     assert freehold("run", "Q").status == 130
 
 
-def test_scripted_model_is_deterministic():
+def test_scripted_model_is_deterministic() -> None:
     assert ScriptedModel("a")._next([1, 2]) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,16 +36,16 @@ def read(*words: str, model: str | None = None) -> Request:
         ([""], None, ""),
     ],
 )
-def test_reading(words, model, prompt):
+def test_reading(words: list[str], model: Any, prompt: str | None) -> None:
     assert read(*words) == Request(model, prompt)
 
 
-def test_the_option_leaves_no_doubt():
+def test_the_option_leaves_no_doubt() -> None:
     assert read("smollm2", model="my-model") == Request("my-model", "smollm2")
     assert read(model="my-model") == Request("my-model", None)
 
 
-def test_a_near_miss_is_remarked():
+def test_a_near_miss_is_remarked() -> None:
     request = read("smolm2")
     assert request.prompt == "smolm2"
     assert "did you mean smollm2" in request.notes[0]
@@ -59,13 +61,13 @@ def test_a_near_miss_is_remarked():
         (["What", "is"], "smollm2", 'freehold run "What is"'),
     ],
 )
-def test_unquoted_prompts_get_a_hint(words, model, hint):
+def test_unquoted_prompts_get_a_hint(words: list[str], model: Any, hint: str) -> None:
     with pytest.raises(RequestError) as error:
         read(*words, model=model)
     assert hint in str(error.value)
 
 
-def test_prompt_then_blank_line_then_piped_text():
+def test_prompt_then_blank_line_then_piped_text() -> None:
     assert join_prompt("Summarise", "the text") == "Summarise\n\nthe text"
     assert join_prompt("Summarise", None) == "Summarise"
     assert join_prompt(None, "the text") == "the text"
@@ -73,6 +75,6 @@ def test_prompt_then_blank_line_then_piped_text():
 
 
 @given(st.text())
-def test_any_single_word_is_read_somehow(word):
+def test_any_single_word_is_read_somehow(word: str) -> None:
     request = read(word)
     assert (request.model is None) != (request.prompt is None)

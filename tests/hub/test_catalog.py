@@ -51,7 +51,7 @@ def test_names_and_aliases_in_any_case(word: str) -> None:
 
 
 def test_an_unknown_name_says_what_is_near() -> None:
-    with pytest.raises(NotFoundError, match=r"no model 'smolm2'; did you mean smollm2"):
+    with pytest.raises(NotFoundError, match=r"no model 'smolm2' .did you mean smollm2"):
         get_entry("smolm2")
 
 

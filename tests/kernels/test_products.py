@@ -9,7 +9,8 @@ from freehold.errors import KernelError, UnsupportedError
 from freehold.formats import FORMATS, Format, QTensor
 from freehold.kernels import FORMATS as KERNEL_FORMATS
 from freehold.kernels import NativeBackend, Norm, Ops, ReferenceBackend, _kernels, available_isas, isa
-from kernel_programs import batch, f32, product, random_tensor
+from freehold.models.common import Backend
+from kernel_programs import TILE_TOKENS, VECTOR_ISAS, batch, f32, product, random_tensor
 
 ISAS = available_isas()
 N_ROWS = 37  # not a whole number of panels
@@ -38,12 +39,13 @@ def test_product_equals_numpy(name: str, isa: str, n_tokens: int) -> None:
 def test_levels_threads_and_company_do_not_change_a_bit(name: str) -> None:
     weight = random_tensor(name, N_ROWS, 1024, seed=2)
     x = activations(521, 1024)
-    whole = product(NativeBackend(1, ISAS[-1]), x, weight)
-    for isa in ISAS:
-        n = 521 if isa == ISAS[-1] else 6
+    whole = product(NativeBackend(1, VECTOR_ISAS[-1]), x, weight)
+    for level in ISAS:
+        n = 521 if level == VECTOR_ISAS[-1] else 6
         for n_threads in (2, 3):
-            assert np.array_equal(product(NativeBackend(n_threads, isa), x[:n], weight), whole[:n]), (isa, n_threads)
-    for n in (1, 2, 3, 4, 5):
+            got = product(NativeBackend(n_threads, level), x[:n], weight)
+            assert np.array_equal(got, whole[:n]), (level, n_threads)
+    for n in (1, 2, 3, 4, 5, TILE_TOKENS - 1):
         assert np.array_equal(product(NativeBackend(2), x[:n], weight), whole[:n])
 
 
@@ -85,11 +87,12 @@ def test_gate_activation_and_residual(isa: str) -> None:
     x = rng.standard_normal((7, 64)).astype(np.float32)
     gate, up, down = (random_tensor("Q8_0", n, k, seed=s) for n, k, s in ((48 + 16, 64, 7), (64, 64, 8), (64, 64, 9)))
     results = []
-    for backend in (NativeBackend(2, isa), ReferenceBackend()):
+    backends: tuple[Backend, ...] = (NativeBackend(2, isa), ReferenceBackend())
+    for backend in backends:
         ops = Ops()
         h = ops.embed(backend.matrix(f32(x)))
         active = ops.gated_linear(h, backend.matrix(gate), backend.matrix(up), norm=Norm(np.ones(64, np.float32), 1e-6))
-        bias = np.arange(64, dtype=np.float32) / 64
+        bias = np.linspace(0, 1, 64, dtype=np.float32)
         h = ops.linear_add(active, backend.matrix(down), h, bias)
         ops.head(h, backend.matrix(f32(np.eye(64))))
         program = backend.compile(ops)

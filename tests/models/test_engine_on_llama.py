@@ -41,7 +41,8 @@ def answer(engine: Engine, prompt: list[int], params: SamplingParams) -> list[in
 def alone(model: LoadedModel, prompts: list[list[int]]) -> dict[str, list[list[int]]]:
     with Engine(model, EngineConfig(n_blocks=64, prefix_cache=False)) as engine:
         return {
-            name: [answer(engine, p, params) for p in prompts] for name, params in (("greedy", GREEDY), ("sampled", SAMPLED))
+            name: [answer(engine, p, params) for p in prompts]
+            for name, params in (("greedy", GREEDY), ("sampled", SAMPLED))
         }
 
 

@@ -34,12 +34,14 @@ def step(model: LoadedModel, ids: np.ndarray, start: int, kv: Any) -> Float32Arr
         block_table=np.arange(kv.n_blocks, dtype=np.int32)[None],
         logit_rows=np.arange(n, dtype=np.int32),
     )
-    return model.forward(batch, kv)
+    logits: Float32Array = model.forward(batch, kv)
+    return logits
 
 
 def log_softmax(x: Float32Array) -> Float32Array:
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+    shifted: Float32Array = x - x.max(-1, keepdims=True)
+    result: Float32Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
 
 
 @pytest.fixture(scope="module")

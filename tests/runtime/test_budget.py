@@ -29,23 +29,23 @@ def plan(budget: int, context: int | None = None, max_context: int = 8192, n_seq
     )
 
 
-def test_kv_bytes():
+def test_kv_bytes() -> None:
     assert kv_bytes_per_token([KVSpec("full", 3, 64, 64)] * 30, 2) == 30 * 3 * 128 * 2
     assert config_token_bytes({"num_hidden_layers": 30, "num_key_value_heads": 3, "head_dim": 64}) == 30 * 3 * 128 * 2
     assert config_token_bytes({"num_hidden_layers": 30}) is None
 
 
-def test_plenty_of_memory_takes_the_models_context_for_every_conversation():
+def test_plenty_of_memory_takes_the_models_context_for_every_conversation() -> None:
     assert (plan(10**9).context, plan(10**9).n_blocks, plan(10**9).note) == (8192, 4 * 8192 // KV_BLOCK, None)
 
 
-def test_little_memory_shortens_the_context_and_says_so():
+def test_little_memory_shortens_the_context_and_says_so() -> None:
     found = plan(4_000_000)
     assert found.context == 4_000_000 // 32_000 * 32
-    assert "instead of the model's 8192" in found.note
+    assert "instead of the model's 8192" in (found.note or "")
 
 
-def test_a_wish_is_granted_or_refused_with_the_numbers():
+def test_a_wish_is_granted_or_refused_with_the_numbers() -> None:
     assert plan(10**9, context=1000).context == 1000
     with pytest.raises(ResourceError, match=r"context of 8000 needs .* KV cache 0\.01 GB.*A context of 4000 fits"):
         plan(4_000_000, context=8000)
@@ -54,7 +54,7 @@ def test_a_wish_is_granted_or_refused_with_the_numbers():
             plan(10**9, context=context)
 
 
-def test_weights_alone_too_big():
+def test_weights_alone_too_big() -> None:
     with pytest.raises(ResourceError, match="freehold doctor"):
         check_weights(10**9, 10**9, "big")
     check_weights(10**9, 2 * 10**9, "big")
@@ -64,7 +64,9 @@ def test_weights_alone_too_big():
 
 @settings(max_examples=200, deadline=None)
 @given(budget=st.integers(0, 10**8), context=st.none() | st.integers(1, 4096), n_sequences=st.integers(1, 8))
-def test_a_plan_never_exceeds_the_budget_and_holds_one_conversation(budget, context, n_sequences):
+def test_a_plan_never_exceeds_the_budget_and_holds_one_conversation(
+    budget: int, context: int | None, n_sequences: int
+) -> None:
     try:
         found = plan(budget, context, 4096, n_sequences)
     except ResourceError:

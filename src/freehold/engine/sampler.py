@@ -73,7 +73,7 @@ class Sampler:
     ) -> None:
         self._params = params
         self._mask = mask
-        self._random = np.random.Generator(np.random.PCG64(None if params.seed is None else params.seed % 2**64))
+        self._random = None if params.temperature == 0 else _generator(params.seed)
         self._bias_ids, self._bias_values = _checked_bias(params, vocab_size)
         self._penalties = _Penalties.create(params, prompt)
         self._edits = bool(self._penalties or mask or len(self._bias_ids))
@@ -127,12 +127,18 @@ class Sampler:
         return best, peak
 
     def _draw(self, space: Workspace, peak: float) -> int:
+        assert self._random is not None
         survivors = candidates(space, peak, self._params)
         fraction = self._random.random()
         if survivors is None:
             return _pick_lane(space.weights, fraction)
         ids, weights = survivors
         return int(ids[_pick(weights, fraction)[0]])
+
+
+def _generator(seed: int | None) -> np.random.Generator:
+    # numpy imports its random module at the first mention: greedy decoding starts without.
+    return np.random.Generator(np.random.PCG64(None if seed is None else seed % 2**64))
 
 
 def candidates(space: Workspace, peak: float, params: SamplingParams) -> tuple[IdArray, Weights] | None:

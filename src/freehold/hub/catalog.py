@@ -96,9 +96,9 @@ def get_entry(word: str, catalog: Catalog | None = None) -> CatalogEntry:
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """ "; did you mean ...?" for the names that look like `word`, or nothing; ends an error message's first part."""
-    close = difflib.get_close_matches(word.lower()[:100], list(names), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    """ " (did you mean ...?)" for the names that look like `word`, or nothing; ends an error message's first part."""
+    close = difflib.get_close_matches(word.lower()[:100], sorted(set(names)), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _entry(name: str, table: Mapping[str, Any]) -> CatalogEntry:

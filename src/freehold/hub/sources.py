@@ -34,6 +34,8 @@ def pull(
     entry = get_entry(name, catalog)
     present = _present(entry, store)
     if present is not None:
+        if source_file is not None and note is not None:
+            note(f"{entry.name} is in the store already, so {source_file} was not read")
         return present
     with store.lock(entry.name, note):
         present = _present(entry, store)  # another process may have pulled it while we waited

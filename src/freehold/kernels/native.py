@@ -21,6 +21,10 @@ from freehold.kernels.ops import Attend, Embed, GatedLinear, Head, Linear, Norm,
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 """Formats with kernels, in the order of csrc/formats.h."""
 
+SMALL_BYTES = 4 << 20
+"""A matrix below this is packed by the calling thread alone, in about a millisecond per MB: waking the pool for less
+gains little, and while a small model loads another thread needs a core."""
+
 assert _kernels.KV_BLOCK == KV_BLOCK
 
 
@@ -54,8 +58,8 @@ def explain_isa() -> str:
     return f"{chosen} (the best this processor runs{'; ' + '; '.join(missing) if missing else ''})"
 
 
-def measure_bandwidth(n_threads: int, n_bytes: int = 256 << 20) -> float:
-    """Memory read bandwidth in GB/s with all threads reading n_bytes each; takes about a tenth of a second."""
+def measure_bandwidth(n_threads: int, n_bytes: int = 64 << 20) -> float:
+    """Memory read bandwidth in GB/s with all threads reading n_bytes each, which all caches together cannot hold."""
     return _kernels.measure_bandwidth(_kernels.Pool(n_threads), n_bytes)
 
 
@@ -73,15 +77,21 @@ class NativeBackend:
     def __init__(self, n_threads: int, level: str | None = None) -> None:
         self._level = level or isa()
         self._pool = _kernels.Pool(n_threads)
+        self._caller = _kernels.Pool(1)  # no worker beside the calling thread
         self._arena = _kernels.Arena()
 
     def matrix(self, tensor: QTensor) -> _kernels.Packed:
         """Pack a two-dimensional tensor. Raises UnsupportedError for a format without kernels."""
         name = tensor.format.name
         if name not in FORMATS:
-            raise UnsupportedError(f"there are no kernels for {name} weights; formats with kernels: {', '.join(FORMATS)}")
+            raise UnsupportedError(f"no kernels for {name} weights; formats with kernels: {', '.join(FORMATS)}")
         data = np.ascontiguousarray(tensor.data)
-        return _kernels.pack(self._arena, self._pool, FORMATS.index(name), data, tensor.shape[-1])
+        pool = self._caller if data.nbytes < SMALL_BYTES else self._pool
+        return _kernels.pack(self._arena, pool, FORMATS.index(name), data, tensor.shape[-1])
+
+    def n_bytes(self, matrix: _kernels.Packed) -> int:
+        """Bytes of a packed matrix."""
+        return matrix.n_bytes
 
     def compile(self, ops: Ops) -> NativeProgram:
         """Lower a recording."""

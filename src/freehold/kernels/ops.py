@@ -143,6 +143,19 @@ class Ops:
         self.records.append(Attend(q, k, v, out, layer, q.width // kv.k_dim, kv, rope, scale))
         return out
 
+    def matrices_read(self) -> list[Matrix]:
+        """The matrices that every step reads whole, each once; of an embedding table it reads only its tokens' rows."""
+        found: dict[int, Matrix] = {}
+        for op in self.records:
+            match op:
+                case Linear(_, _, weights):
+                    found.update((id(weight), weight) for weight in weights)
+                case GatedLinear(_, _, gate, up):
+                    found.update({id(gate): gate, id(up): up})
+                case Head(_, _, weight):
+                    found[id(weight)] = weight
+        return list(found.values())
+
     def head(self, x: Value, weight: Matrix, *, norm: Norm | None = None) -> None:
         """The logits, weight @ norm(x), of the rows that the batch asks for."""
         self.records.append(Head(x, norm, weight))

@@ -30,6 +30,9 @@ class ReferenceBackend:
     def matrix(self, tensor: QTensor) -> Float32Array:
         return tensor.to_float32()
 
+    def n_bytes(self, matrix: Float32Array) -> int:
+        return matrix.nbytes
+
     def compile(self, ops: Ops) -> ReferenceProgram:
         return ReferenceProgram(ops.records, ops.kv_specs)
 

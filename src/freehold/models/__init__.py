@@ -56,7 +56,7 @@ def load_model(
     backend: Backend = ReferenceBackend() if precision == "reference" else NativeBackend(n_threads or _usable_cores())
     loader = Loader(checkpoint, backend, progress)
     ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
-    return LoadedModel(backend.compile(ops), ops, loader, config.vocab_size, config.max_context)
+    return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
 
 
 def _usable_cores() -> int:

@@ -21,13 +21,13 @@ T = TypeVar("T", int, float, bool, str)
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
 
-_MATHS_FREE_KEYS = frozenset(
-    """architectures model_type torch_dtype dtype transformers_version _name_or_path auto_map use_cache bos_token_id
+_MATHS_FREE_NAMES = """
+    architectures model_type torch_dtype dtype transformers_version _name_or_path auto_map use_cache bos_token_id
     eos_token_id pad_token_id unk_token_id initializer_range attention_dropout hidden_dropout chunk_size_feed_forward
     output_attentions output_hidden_states return_dict is_encoder_decoder is_llama_config quantization_config
     _attn_implementation attn_implementation pretraining_tp problem_type task_specific_params id2label label2id
-    transformers.js_config tokenizer_class max_window_layers layer_types""".split()
-)
+    transformers.js_config tokenizer_class max_window_layers layer_types"""
+_MATHS_FREE_KEYS = frozenset(_MATHS_FREE_NAMES.split())
 """Config keys that never change a forward pass, or that a family reads where it matters."""
 
 
@@ -83,8 +83,8 @@ class Config:
         for key, value in self._values.items():
             if key not in self._read and key not in _MATHS_FREE_KEYS and value not in (None, False, 0, "", [], {}):
                 raise UnsupportedError(
-                    f"{self._where}: config key {key!r} = {_short(value)} is not known to this architecture and may change "
-                    f"its results; Freehold refuses to guess"
+                    f"{self._where}: config key {key!r} = {_short(value)} is not known to this architecture and may "
+                    f"change its results; Freehold refuses to guess"
                 )
 
 
@@ -145,6 +145,8 @@ class Backend(Protocol):
     """What loading and running need of a kernel backend."""
 
     def matrix(self, tensor: QTensor) -> Matrix: ...
+
+    def n_bytes(self, matrix: Any) -> int: ...
 
     def compile(self, ops: Ops) -> Program: ...
 
@@ -225,13 +227,14 @@ class Loader:
 class LoadedModel:
     """A model ready to run: implements core.Model over a compiled program. `close` is final."""
 
-    def __init__(self, program: Program, ops: Ops, loader: Loader, vocab_size: int, max_context: int) -> None:
-        self._program: Program | None = program
+    def __init__(self, backend: Backend, ops: Ops, loader: Loader, vocab_size: int, max_context: int) -> None:
+        self._program: Program | None = backend.compile(ops)
         self.kv_specs: Sequence[KVSpec] = tuple(ops.kv_specs)
         self.vocab_size = vocab_size
         self.max_context = max_context
         self.n_bytes = loader.n_bytes
         self.n_parameters = loader.n_parameters
+        self.step_bytes = sum(map(backend.n_bytes, ops.matrices_read()))  # of weights, read by every step
 
     def new_kv(self, n_blocks: int) -> KVCacheLike:
         """KV storage for n_blocks * KV_BLOCK tokens."""

@@ -36,15 +36,17 @@ def ask(model: LocalModel, prompt: str, options: AnswerOptions) -> Reply:
     """Stream one answer to standard output, a line break at its end. Ctrl-C and a closed pipe cancel the generation."""
     last = "\n"
     with model.chat(_messages(prompt, options), stream=True, **options.keywords()) as stream:
-        for event in stream:
-            if event.text:
-                write_answer(event.text)
-                last = event.text
-        if not last.endswith("\n"):
-            write_answer("\n")
+        try:
+            for event in stream:
+                if event.text:
+                    write_answer(event.text)
+                    last = event.text
+        finally:  # what follows, if only the shell's prompt after Ctrl-C, begins a line
+            if not last.endswith("\n"):
+                write_answer("\n")
         reply = stream.reply()
     if reply.finish_reason == "length":
-        note("the answer was cut short: --max-tokens, or the context is full")
+        note(f"the answer was cut short: {_limit(model, reply)}")
     if options.verbose:
         note(f"load {model.load_seconds:.2f} s; {describe_speed(reply)}")
     return reply
@@ -89,6 +91,12 @@ def describe_speed(reply: Reply) -> str:
 def _messages(prompt: str, options: AnswerOptions) -> list[Message]:
     system = [Message(role="system", content=options.system)] if options.system else []
     return [*system, Message(role="user", content=prompt)]
+
+
+def _limit(model: LocalModel, reply: Reply) -> str:
+    if reply.n_prompt + reply.n_generated >= model.max_context:
+        return f"the context of {model.max_context} tokens is full"
+    return f"--max-tokens {reply.n_generated} is reached"
 
 
 def _rate(n_tokens: int, seconds: float) -> float | None:

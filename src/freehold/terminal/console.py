@@ -40,6 +40,13 @@ def write_answer(text: str) -> None:
     sys.stdout.flush()
 
 
+def open_missing_streams() -> None:
+    """Give a program that was started without standard output or error (`>&-`) one that leads nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the program ends
+
+
 def drop_stdout() -> None:
     """Point standard output at nothing, so that the interpreter's last flush cannot fail on a closed pipe."""
     devnull = os.open(os.devnull, os.O_WRONLY)

@@ -13,8 +13,8 @@ from freehold.terminal.console import human_bytes, table
 Facts = dict[str, Any]
 
 
-def describe_bench(model: LocalModel, work: Workload, result: Measurement, precision: str) -> Facts:
-    """A benchmark's settings and results; rates in tokens per second."""
+def describe_bench(model: LocalModel, work: Workload, result: Measurement, bandwidth: float, precision: str) -> Facts:
+    """A benchmark's settings and results; rates in tokens per second, `bandwidth` in GB/s."""
     return {
         "model": model.name,
         "precision": precision,
@@ -28,8 +28,8 @@ def describe_bench(model: LocalModel, work: Workload, result: Measurement, preci
         "weight_bytes": model.plan.weight_bytes,
         "peak_memory_bytes": result.peak_bytes,
         "decode_bytes_per_step": result.bytes_per_step,
-        "memory_bandwidth_gb_per_s": round(result.bandwidth, 1),
-        "roofline_fraction": round(result.roofline, 3),
+        "memory_bandwidth_gb_per_s": round(bandwidth, 1),
+        "roofline_fraction": round(result.roofline(bandwidth), 3),
     }
 
 
@@ -37,13 +37,12 @@ def render_bench(facts: Facts) -> str:
     """`describe_bench` as text."""
     work, peak = facts["workload"], facts["peak_memory_bytes"]
     many = f", {work['batch']} sequences at once" if work["batch"] > 1 else ""
+    median = f"; median of {work['n_runs']} runs" if work["n_runs"] > 1 else ""
+    depth = f"at depth {work['depth']}"
     rows = [
         ("model", f"{facts['model']}, precision {facts['precision']}, kernels {facts['isa']}"),
-        ("prefill", f"{facts['prefill_tokens_per_second']} tok/s ({work['n_prefill']} tokens{many})"),
-        (
-            "decode",
-            f"{facts['decode_tokens_per_second']} tok/s ({work['n_decode']} tokens at depth {work['depth']}{many})",
-        ),
+        ("prefill", f"{facts['prefill_tokens_per_second']} tok/s ({work['n_prefill']} tokens{many}{median})"),
+        ("decode", f"{facts['decode_tokens_per_second']} tok/s ({work['n_decode']} tokens {depth}{many}{median})"),
         ("load", f"{facts['load_seconds']} s"),
         ("memory", f"{human_bytes(facts['weight_bytes'])} weights, peak {human_bytes(peak) if peak else 'not known'}"),
         ("roofline", _roofline(facts)),

@@ -98,4 +98,4 @@ def _near_miss(word: str, names: Iterable[str]) -> tuple[str, ...]:
     if any(char.isspace() for char in word):
         return ()
     hint = nearest(word, names)
-    return (f"{word!r} names no model, so it is the prompt{hint} (-m NAME names a model)",) if hint else ()
+    return (f"{word!r} names no model, so it is the prompt; -m NAME names a model{hint}",) if hint else ()
