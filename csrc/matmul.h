@@ -11,6 +11,7 @@ namespace ISA_NAMESPACE {
 
 constexpr int SLAB_COLS = 256; // columns decoded at once: 16 KB of codes or floats
 constexpr int PAIRS = BLOCK / 2;
+constexpr int PREFETCH_AHEAD = 2048;  // bytes
 
 template <Format F> constexpr Scheme S = scheme(F);
 template <Format F> constexpr int GROUPS = BLOCK / S<F>.group;  // scale groups per 32 columns
@@ -46,6 +47,11 @@ template <Format F> INLINE f32x16 decode_min(const uint8_t *scales, int g) {
 // ---- where a block's codes and scales come from: the packed panel, or a decoded slab
 template <Format F> struct Packed {
   const uint8_t *panel;
+  // Weights stream from memory faster than the processor's own prefetchers run ahead: 13 to 18 GB/s on one Zen 3 core.
+  INLINE void prefetch(int64_t b) const {
+    constexpr int64_t bytes = record_bytes(S<F>) * BLOCK / S<F>.span;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(panel + b * bytes + PREFETCH_AHEAD + i);
+  }
   template <int V> INLINE i16x32 codes(int64_t b) const {
     constexpr int blocks = S<F>.span / BLOCK;
     return decode_codes<S<F>.bits, V>(panel + b / blocks * record_bytes(S<F>) + b % blocks * S<F>.bits * 64);
@@ -60,6 +66,7 @@ template <Format F> struct Slab {
   uint8_t *code_rows;  // [SLAB_COLS / 2][64]
   float *scale_rows;   // [SLAB_COLS / group][16]
   float *min_rows;
+  INLINE void prefetch(int64_t) const {}
   template <int V> INLINE i16x32 codes(int64_t b) const { return load_words(code_rows + (b * PAIRS + V) * 64); }
   INLINE f32x16 scale(int64_t b, int g) const { return load(scale_rows + (b * GROUPS<F> + g) * PANEL); }
   INLINE f32x16 min(int64_t b, int g) const { return load(min_rows + (b * GROUPS<F> + g) * PANEL); }
@@ -128,7 +135,10 @@ INLINE void accumulate_groups(const Source &w, int64_t b, const BlockView<F, L> 
 // acc[t] += the products of blocks [0, n_blocks) of `w`, which are columns from block x_block of the activations.
 template <Format F, int T, int L, class Source>
 INLINE void dot_blocks(const Source &w, int64_t n_blocks, const Activations &x, int64_t x_block, int t0, f32x16 (&acc)[T]) {
-  for (int64_t b = 0; b < n_blocks; b++) accumulate_groups<F, T, L, 0>(w, b, BlockView<F, L>(x, t0, x_block + b), acc);
+  for (int64_t b = 0; b < n_blocks; b++) {
+    w.prefetch(b);
+    accumulate_groups<F, T, L, 0>(w, b, BlockView<F, L>(x, t0, x_block + b), acc);
+  }
 }
 
 // ---- float products
@@ -150,6 +160,7 @@ template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel,
     dot_blocks<F, T, L>(Packed<F>{panel}, x.n_cols / BLOCK, x, 0, 0, acc);
   } else {
     for (int64_t k = 0; k + 1 < x.n_cols; k += 2) {
+      __builtin_prefetch(panel + k * record_bytes(S<F>) + PREFETCH_AHEAD);
       dot_column<T, L>(float_column<F>(panel, k), x.values + k * L, acc);
       dot_column<T, L>(float_column<F>(panel, k + 1), x.values + (k + 1) * L, acc);
     }

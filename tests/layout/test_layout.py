@@ -21,7 +21,7 @@ SOURCE_DIRS = ("src", "csrc", "tests", "bench", "docs", "examples")
 LAYERS: dict[str, str] = {
     # Top first. A module may import what its row names and nothing else; a row may only name rows below it.
     "__main__": "cli",
-    "cli": "terminal freehold benchmark runtime hub errors",
+    "cli": "terminal freehold benchmark runtime hub kernels errors",
     "terminal": "freehold loading benchmark runtime reply budget hub hardware text models weights kernels settings "
     "errors",
     "freehold": "loading runtime reply text errors",  # __init__.py: the public names, imported on first use
