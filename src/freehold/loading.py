@@ -60,8 +60,8 @@ def load(
 ) -> LocalModel:
     """Load a model: a catalogue name (fetched on first use), a directory of config.json and safetensors, a .gguf file.
 
-    `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" keeps weights exact, "fast" computes in
-    int8 everywhere, "reference" is the slow float32 oracle. `context` None takes the model's own, or what memory allows
+    `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" prefers speed where
+    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `context` None takes the model's own, or what memory allows
     (said in `LocalModel.plan.note`). The KV cache holds up to `conversations` full contexts at once, fewer if memory is
     short. `note` gets remarks while fetching. Raises NotFoundError, DownloadError, StoreError, ModelFileError,
     UnsupportedError, or ResourceError with the numbers when it does not fit.
@@ -115,8 +115,10 @@ def load(
         raise
 
 
-def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None, SamplingParams]:
-    """The checkpoint's tokenizer, its chat template if it has one, and the sampling its publisher recommends."""
+def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer | None, ChatTemplate | None, SamplingParams]:
+    """The checkpoint's tokenizer and chat template, if it has them, and the sampling its publisher recommends."""
+    if checkpoint.tokenizer_json is None and checkpoint.gguf_metadata is None:
+        return None, None, SamplingParams()  # weights alone serve `logits`
     tokenizer = load_tokenizer(checkpoint.tokenizer_json, checkpoint.gguf_metadata, checkpoint.config)
     source = checkpoint.chat_template
     try:
@@ -175,7 +177,7 @@ class _TextThread:
     def join(self) -> None:
         self._thread.join()
 
-    def result(self) -> tuple[Tokenizer, ChatTemplate | None, SamplingParams]:
+    def result(self) -> tuple[Tokenizer | None, ChatTemplate | None, SamplingParams]:
         """What was loaded, after `join`."""
         if self._error is not None:
             raise self._error

@@ -19,7 +19,14 @@ import numpy as np
 from freehold.budget import MemoryPlan
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVCacheLike, KVSpec, LogitMask, Model, SamplingParams
 from freehold.engine import Engine, EngineConfig
-from freehold.errors import ContextError, EngineError, RequestError, ResourceError, UnsupportedError
+from freehold.errors import (
+    ContextError,
+    EngineError,
+    NotFoundError,
+    RequestError,
+    ResourceError,
+    UnsupportedError,
+)
 from freehold.reply import Reply, Stream
 from freehold.text.chat import Message
 from freehold.text.stream import StopStrings
@@ -58,7 +65,7 @@ class LocalModel:
     def __init__(
         self,
         model: Model,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
         plan: MemoryPlan,
         *,
@@ -74,12 +81,12 @@ class LocalModel:
     ) -> None:
         self.name = name
         self.path = path
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.template = template
         self.plan = plan
         self.max_context = plan.context
         self.vocab_size = model.vocab_size
-        self.sampling_defaults = sampling_defaults or SamplingParams(stop_ids=tokenizer.eos_ids)
+        self.sampling_defaults = sampling_defaults or SamplingParams(stop_ids=tokenizer.eos_ids if tokenizer else frozenset())
         self.n_threads = n_threads
         self.load_seconds = load_seconds
         self.step_bytes = plan.weight_bytes if step_bytes is None else step_bytes
@@ -87,6 +94,16 @@ class LocalModel:
         self._model = _OneAtATime(model)
         config = EngineConfig(n_blocks=plan.n_blocks, max_sequences=max_sequences, prefix_cache=prefix_cache)
         self.engine = Engine(self._model, config)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises NotFoundError for a checkpoint without one, which serves `logits` only."""
+        if self._tokenizer is None:
+            raise NotFoundError(
+                f"{self.name} has no tokenizer, so only token ids can be used with it (freehold logits); "
+                f"for text put its publisher's tokenizer.json beside config.json"
+            )
+        return self._tokenizer
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The engine on a real (tiny) model: no chunking, company, cache hit or preemption changes what a prompt is answered."""
+"""The engine on a real (tiny) model: neither chunks, company, cached prefixes nor preemption change an answer."""
 
 from __future__ import annotations
 
