@@ -33,6 +33,7 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(help="exact: weights as published. fast: int8 activations. reference: the slow float32 oracle."),
 ]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Speeds and token counts on standard error.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, max=1024, show_default=False, help="Worker threads. Default: one per usable core.")
 ]
@@ -106,9 +107,7 @@ def run(
         list[str] | None, typer.Option(show_default=False, help="End the answer before this text. Repeatable.")
     ] = None,
     as_json: JsonOption = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Speeds and token counts on standard error.")
-    ] = False,
+    verbose: VerboseOption = False,
     context: Annotated[
         int | None,
         typer.Option(show_default=False, help="Tokens a conversation may hold. Default: the model's, or what fits."),
@@ -130,8 +129,7 @@ def run(
 
     Sampling options left out take what the model's publisher recommends, or greedy decoding.
     """
-    _spare_cores(precision)
-    # Imported here: these bring numpy, tokenizers and the kernels.
+    _spare_cores(precision)  # before these imports, which bring numpy, tokenizers and the kernels
     from freehold.terminal.ask import AnswerOptions, ask, ask_json
     from freehold.terminal.opening import open_model, read_request
 

@@ -61,10 +61,10 @@ def load(
     """Load a model: a catalogue name (fetched on first use), a directory of config.json and safetensors, a .gguf file.
 
     `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" prefers speed where
-    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `context` None takes the model's own, or what memory allows
-    (said in `LocalModel.plan.note`). The KV cache holds up to `conversations` full contexts at once, fewer if memory is
-    short. `note` gets remarks while fetching. Raises NotFoundError, DownloadError, StoreError, ModelFileError,
-    UnsupportedError, or ResourceError with the numbers when it does not fit.
+    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `context` None takes the
+    model's own, or what memory allows (said in `LocalModel.plan.note`). The KV cache holds up to `conversations` full
+    contexts at once, fewer if memory is short. `note` gets remarks while fetching. Raises NotFoundError, DownloadError,
+    StoreError, ModelFileError, UnsupportedError, or ResourceError with the numbers when it does not fit.
     """
     if precision not in KV_ELEMENT_BYTES:
         raise RequestError(f"precision is {precision!r}; expected one of {', '.join(KV_ELEMENT_BYTES)}")

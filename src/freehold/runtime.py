@@ -86,7 +86,8 @@ class LocalModel:
         self.plan = plan
         self.max_context = plan.context
         self.vocab_size = model.vocab_size
-        self.sampling_defaults = sampling_defaults or SamplingParams(stop_ids=tokenizer.eos_ids if tokenizer else frozenset())
+        stop_ids = frozenset[int]() if tokenizer is None else tokenizer.eos_ids
+        self.sampling_defaults = sampling_defaults or SamplingParams(stop_ids=stop_ids)
         self.n_threads = n_threads
         self.load_seconds = load_seconds
         self.step_bytes = plan.weight_bytes if step_bytes is None else step_bytes
