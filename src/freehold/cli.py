@@ -31,7 +31,7 @@ ModelArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option(help="exact: weights as published. fast: int8 activations. reference: the slow float32 oracle."),
+    typer.Option(help="exact: the kernels. fast: the same, no format has quicker ones yet. reference: slow float32."),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Speeds and token counts on standard error.")]
 ThreadsOption = Annotated[
