@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from engine_fakes import VOCAB, FakeModel, expected_ids, prompt_of
 
+from engine_fakes import VOCAB, FakeModel, expected_ids, prompt_of
 from freehold.core import KV_BLOCK, Float32Array, SamplingParams, Token
 from freehold.engine import Engine, EngineConfig, Generation
 from freehold.errors import ContextError, EngineError, RequestError

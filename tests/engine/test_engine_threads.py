@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
-from engine_fakes import FakeKV, FakeModel, Gate, expected_ids, prompt_of
 
+from engine_fakes import FakeKV, FakeModel, Gate, expected_ids, prompt_of
 from freehold.core import Batch, Float32Array, KVCacheLike, SamplingParams
 from freehold.engine import Engine, EngineConfig
 from freehold.errors import EngineError

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from engine_fakes import VOCAB, FakeModel, expected_ids, prompt_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_fakes import VOCAB, FakeModel, expected_ids, prompt_of
 from freehold.core import KV_BLOCK, SamplingParams
 from freehold.engine.blocks import BlockPool
 from freehold.engine.sampler import Sampler

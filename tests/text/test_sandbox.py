@@ -6,12 +6,12 @@ import time
 import tracemalloc
 
 import pytest
-from tiny_vocabulary import gguf_metadata
 
 from freehold.errors import TemplateError
 from freehold.text.chat import Message
 from freehold.text.templates import MAX_SOURCE_CHARS, ChatTemplate
 from freehold.text.tokenizer import Tokenizer, load_tokenizer
+from tiny_vocabulary import gguf_metadata
 
 MAX_SECONDS = 0.2
 MAX_CHARS = 200_000

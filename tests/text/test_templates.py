@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vocabulary import CONTROLS, TAGS, gguf_metadata
 
 from freehold.errors import RequestError, TemplateError
 from freehold.text.chat import Message, ToolCall
 from freehold.text.literals import Literals
 from freehold.text.templates import ChatTemplate
 from freehold.text.tokenizer import Tokenizer, load_tokenizer
+from tiny_vocabulary import CONTROLS, TAGS, gguf_metadata
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"

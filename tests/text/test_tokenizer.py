@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vocabulary import BLANKS, CONTROLS, TAGS, gguf_metadata, tokenizer_json
 from tokenizers import Tokenizer as Library
 
 from freehold.errors import ModelFileError, RequestError, UnsupportedError
 from freehold.text.bytelevel import CUTS, pre_tokenizer
 from freehold.text.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer
+from tiny_vocabulary import BLANKS, CONTROLS, TAGS, gguf_metadata, tokenizer_json
 
 CONFIG = {"bos_token_id": 1, "eos_token_id": [2, 0]}
 TEXT = st.lists(
