@@ -8,6 +8,7 @@ weights: a small model answers a quarter sooner.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -76,7 +77,8 @@ def load(
     n_threads = threads if threads is not None else machine.n_threads
     start = time.perf_counter()
     with open_checkpoint(path) as checkpoint:
-        check_weights(checkpoint.n_bytes, machine.memory_budget, name)
+        weight_bytes = resident_bytes(checkpoint, precision)
+        check_weights(weight_bytes, machine.memory_budget, name)
         text = _TextThread(checkpoint)
         try:
             weights = load_model(
@@ -87,7 +89,7 @@ def load(
     try:
         tokenizer, template, defaults = text.result()
         plan = plan_memory(
-            weight_bytes=weights.n_bytes,
+            weight_bytes=weight_bytes,
             token_bytes=kv_bytes_per_token(weights.kv_specs, KV_ELEMENT_BYTES[precision]),
             max_context=weights.max_context,
             context=context,
@@ -113,6 +115,13 @@ def load(
     except BaseException:
         weights.close()
         raise
+
+
+def resident_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
+    """Bytes the weights take once loaded: as stored, or as float32 for the oracle."""
+    if precision != "reference":
+        return checkpoint.n_bytes
+    return sum(4 * math.prod(checkpoint.get(name).shape) for name in checkpoint.names)
 
 
 def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer | None, ChatTemplate | None, SamplingParams]:

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 import freehold
 from freehold.cli import app
 from freehold.errors import NotFoundError
+from freehold.loading import resident_bytes
+from freehold.weights import open_checkpoint
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama"
 
@@ -30,3 +32,9 @@ def test_the_logits_command_reads_any_supported_checkpoint(tmp_path: Path, preci
 def test_text_needs_a_tokenizer() -> None:
     with freehold.load(GOLDEN) as model, pytest.raises(NotFoundError, match="tokenizer"):
         model.tokenize("hello")
+
+
+def test_the_oracle_is_checked_for_what_it_takes_in_float32() -> None:
+    with open_checkpoint(GOLDEN) as checkpoint:  # bfloat16 as stored
+        assert resident_bytes(checkpoint, "exact") == checkpoint.n_bytes
+        assert resident_bytes(checkpoint, "reference") == 2 * checkpoint.n_bytes
