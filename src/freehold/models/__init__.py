@@ -15,8 +15,8 @@ from freehold.models import llama
 from freehold.models.common import Backend, Config, LoadedModel, Loader, Progress, Weights
 
 Precision = Literal["reference", "exact", "fast"]
-"""reference: numpy in float32, the oracle. exact: the kernels, with no rounding of weights. fast: the same kernels
-where they are also the fastest; formats with a quicker, coarser kernel use it."""
+"""reference: numpy in float32, the oracle. exact: the kernels; they keep weights exact, except on the amx level,
+whose tiles round to bf16 (docs/kernels.md). fast: the same, until a format has a quicker, coarser kernel."""
 
 FAMILIES = {model_type: family for family in (llama,) for model_type in family.MODEL_TYPES}
 
