@@ -32,23 +32,36 @@ struct Packed {
   Span memory;
 };
 
-std::shared_ptr<Packed> pack(Arena &arena, Pool &pool, int format, In<uint8_t, 2> source, int64_t n_cols) {
+std::shared_ptr<Packed> reserve(Arena &arena, int format, int64_t n_rows, int64_t n_cols) {
   require(format >= 0 && format < (int)Format::COUNT, "unknown format");
   const Scheme &s = scheme((Format)format);
-  require(n_cols > 0 && n_cols % (s.integer ? s.span : 1) == 0, "columns are not a multiple of the format's block");
-  require(source.shape(1) == (size_t)(n_cols / s.span * s.source_bytes), "row bytes do not fit the format");
+  require(n_rows > 0 && n_cols > 0 && n_cols % (s.integer ? s.span : 1) == 0, "columns are not a multiple of the format's block");
   auto packed = std::make_shared<Packed>();
   Weight &w = packed->weight;
-  w = {nullptr, (int64_t)source.shape(0), n_cols, (Format)format};
+  w = {nullptr, n_rows, n_cols, (Format)format};
   packed->memory = arena.take(w.n_panels() * w.panel_size());
   w.data = packed->memory.data;
-  nb::gil_scoped_release release;
-  std::atomic<int64_t> next{0};
-  pool.run([&](int, int) {
-    for (int64_t p; (p = next.fetch_add(4)) < w.n_panels();)
-      pack_panels(source.data(), source.shape(1), w, packed->memory.data, p, std::min(p + 4, w.n_panels()));
-  });
   return packed;
+}
+
+// Packs matrices in one go: the GIL is let go, and the workers are woken, once for all of them.
+void fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed, const std::vector<In<uint8_t, 2>> &sources) {
+  require(packed.size() == sources.size(), "one source per matrix");
+  for (size_t i = 0; i < packed.size(); i++) {
+    const Weight &w = packed[i]->weight;
+    const Scheme &s = scheme(w.format);
+    require(sources[i].shape(0) == (size_t)w.n_rows, "rows do not fit the matrix");
+    require(sources[i].shape(1) == (size_t)(w.n_cols / s.span * s.source_bytes), "row bytes do not fit the format");
+  }
+  std::vector<std::atomic<int64_t>> next(packed.size());
+  nb::gil_scoped_release release;
+  pool.run([&](int, int) {
+    for (size_t i = 0; i < packed.size(); i++) {
+      const Weight &w = packed[i]->weight;
+      for (int64_t p; (p = next[i].fetch_add(4)) < w.n_panels();)
+        pack_panels(sources[i].data(), sources[i].shape(1), w, packed[i]->memory.data, p, std::min(p + 4, w.n_panels()));
+    }
+  });
 }
 
 const Kernels &runnable(const std::string &isa) {
@@ -190,14 +203,15 @@ NB_MODULE(_kernels, m) {
     for (const Level &l : levels()) rows.emplace_back(l.name, l.runs_here, l.needs);
     return rows;
   });
-  m.def("pack", &pack, "arena"_a, "pool"_a, "format"_a, "source"_a, "n_cols"_a);
+  m.def("reserve", &reserve, "arena"_a, "format"_a, "n_rows"_a, "n_cols"_a);
+  m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a);
   m.def("unpack_row", [](const Packed &p, const std::string &isa, int64_t row, Out<float, 1> out) {
     require(row >= 0 && row < p.weight.n_rows && (int64_t)out.size() == p.weight.n_cols, "row out of range");
     runnable(isa).unpack_row(p.weight, row, out.data());
   });
   m.def("measure_bandwidth", &measure_bandwidth, "pool"_a, "bytes"_a);
   nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "n_threads"_a).def_prop_ro("n_threads", &Pool::size);
-  nb::class_<Arena>(m, "Arena").def(nb::init<>());
+  nb::class_<Arena>(m, "Arena").def(nb::init<size_t>(), "expected"_a = 0);
   nb::class_<Packed>(m, "Packed")
       .def_prop_ro("shape", [](const Packed &p) { return std::make_tuple(p.weight.n_rows, p.weight.n_cols); })
       .def_prop_ro("n_bytes", [](const Packed &p) { return p.weight.n_panels() * p.weight.panel_size(); });

@@ -22,7 +22,7 @@ from freehold.core import SamplingParams
 from freehold.errors import ModelFileError, RequestError, TemplateError
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
-from freehold.models import Precision, load_model
+from freehold.models import Precision, load_model, make_backend
 from freehold.runtime import LocalModel
 from freehold.text.templates import ChatTemplate
 from freehold.text.tokenizer import Tokenizer, load_tokenizer
@@ -76,14 +76,13 @@ def load(
     )
     n_threads = threads if threads is not None else machine.n_threads
     start = time.perf_counter()
+    backend = make_backend(precision, n_threads, _file_bytes(path))
     with open_checkpoint(path) as checkpoint:
         weight_bytes = resident_bytes(checkpoint, precision)
         check_weights(weight_bytes, machine.memory_budget, name)
         text = _TextThread(checkpoint)
         try:
-            weights = load_model(
-                checkpoint, precision=precision, n_threads=n_threads, progress=text.watched(progress, f"loading {name}")
-            )
+            weights = load_model(checkpoint, backend=backend, progress=text.watched(progress, f"loading {name}"))
         finally:
             text.join()  # also when the weights are at fault: the thread reads the file that is closed next
     try:
@@ -191,6 +190,14 @@ class _TextThread:
         if self._error is not None:
             raise self._error
         return self._loaded
+
+
+def _file_bytes(path: Path) -> int:
+    """About how large the weights at `path` are, before the file is opened; 0 for a directory or an absent file."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # whatever it is, opening it says so
+        return 0
 
 
 def _locate(

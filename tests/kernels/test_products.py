@@ -53,7 +53,9 @@ def test_levels_threads_and_company_do_not_change_a_bit(name: str) -> None:
 @pytest.mark.parametrize("name", KERNEL_FORMATS)
 def test_packed_rows_are_the_files_numbers(name: str, isa: str) -> None:
     weight = random_tensor(name, 19, 512, seed=3)
-    packed = NativeBackend(1, isa).matrix(weight)
+    backend = NativeBackend(1, isa)
+    packed = backend.matrix(weight)
+    backend.pack_waiting()
     row = np.empty(512, np.float32)
     for r in range(19):
         _kernels.unpack_row(packed, isa, r, row)

@@ -22,8 +22,12 @@ FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K",
 """Formats with kernels, in the order of csrc/formats.h."""
 
 SMALL_BYTES = 4 << 20
-"""A matrix below this is packed by the calling thread alone, in about a millisecond per MB: waking the pool for less
-gains little, and while a small model loads another thread needs a core."""
+"""Matrices below this are packed by the calling thread alone, in about a millisecond per MB: while a small model loads,
+another thread needs a core for its text."""
+
+WAITING_BYTES = 16 << 20
+"""Small matrices wait until there are so many bytes of them. One call then packs them all without the interpreter lock,
+which the thread of the text holds for tens of milliseconds at a time."""
 
 assert _kernels.KV_BLOCK == KV_BLOCK
 
@@ -72,22 +76,43 @@ class NativeKV:
 
 
 class NativeBackend:
-    """Packs matrices into one arena and runs programs on one pool of `n_threads` workers at one level."""
+    """Packs matrices into one arena and runs programs on one pool of `n_threads` workers at one level.
 
-    def __init__(self, n_threads: int, level: str | None = None) -> None:
+    expected_bytes: of weights to come; memory for them is made ready meanwhile.
+    """
+
+    def __init__(self, n_threads: int, level: str | None = None, expected_bytes: int = 0) -> None:
         self._level = level or isa()
         self._pool = _kernels.Pool(n_threads)
         self._caller = _kernels.Pool(1)  # no worker beside the calling thread
-        self._arena = _kernels.Arena()
+        self._arena = _kernels.Arena(expected_bytes)
+        self._waiting: list[tuple[_kernels.Packed, npt.NDArray[np.uint8]]] = []
+        self._waiting_bytes = 0
 
     def matrix(self, tensor: QTensor) -> _kernels.Packed:
-        """Pack a two-dimensional tensor. Raises UnsupportedError for a format without kernels."""
+        """Pack a two-dimensional tensor, at the latest in `compile`; its bytes must stay readable until then.
+
+        Raises UnsupportedError for a format without kernels.
+        """
         name = tensor.format.name
         if name not in FORMATS:
             raise UnsupportedError(f"no kernels for {name} weights; formats with kernels: {', '.join(FORMATS)}")
         data = np.ascontiguousarray(tensor.data)
-        pool = self._caller if data.nbytes < SMALL_BYTES else self._pool
-        return _kernels.pack(self._arena, pool, FORMATS.index(name), data, tensor.shape[-1])
+        packed = _kernels.reserve(self._arena, FORMATS.index(name), *tensor.shape)
+        if data.nbytes >= SMALL_BYTES:
+            _kernels.fill(self._pool, [packed], [data])
+            return packed
+        self._waiting.append((packed, data))
+        self._waiting_bytes += data.nbytes
+        if self._waiting_bytes >= WAITING_BYTES:
+            self.pack_waiting()
+        return packed
+
+    def pack_waiting(self) -> None:
+        """Pack the small matrices that `matrix` left for later."""
+        _kernels.fill(self._caller, [packed for packed, _ in self._waiting], [data for _, data in self._waiting])
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def n_bytes(self, matrix: _kernels.Packed) -> int:
         """Bytes of a packed matrix."""
@@ -95,6 +120,7 @@ class NativeBackend:
 
     def compile(self, ops: Ops) -> NativeProgram:
         """Lower a recording."""
+        self.pack_waiting()
         return NativeProgram(_kernels.Program(self._pool, self._level), ops)
 
 

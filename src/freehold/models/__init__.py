@@ -36,16 +36,17 @@ def load_model(
     *,
     precision: Precision = "exact",
     n_threads: int | None = None,
+    backend: Backend | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a checkpoint's weights into a runnable model.
 
-    n_threads: workers of the kernels; None uses every core this process may run on. The checkpoint may be closed after.
+    n_threads: workers of the kernels; None uses every core this process may run on. backend: one from `make_backend`,
+    which then decides precision and threads. The checkpoint may be closed after.
     Raises UnsupportedError for an architecture or config that is not implemented, ModelFileError for tensors that do
     not fit the config, RequestError for an unknown precision.
     """
-    if precision not in get_args(Precision):
-        raise RequestError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
+    backend = backend or make_backend(precision, n_threads, checkpoint.n_bytes)
     model_type = checkpoint.config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
@@ -53,10 +54,18 @@ def load_model(
             f"{checkpoint.path}: model_type {model_type!r} is not implemented; "
             f"implemented: {', '.join(sorted(FAMILIES))}"
         )
-    backend: Backend = ReferenceBackend() if precision == "reference" else NativeBackend(n_threads or _usable_cores())
     loader = Loader(checkpoint, backend, progress)
     ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
     return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
+
+
+def make_backend(precision: Precision, n_threads: int | None = None, expected_bytes: int = 0) -> Backend:
+    """The backend of a precision. A thread of its own makes memory ready for about `expected_bytes` of weights."""
+    if precision not in get_args(Precision):
+        raise RequestError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
+    if precision == "reference":
+        return ReferenceBackend()
+    return NativeBackend(n_threads or _usable_cores(), expected_bytes=expected_bytes)
 
 
 def _usable_cores() -> int:

@@ -229,9 +229,10 @@ def _from_gguf(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> Tokeni
 def _bpe(vocab: dict[str, int], merges: Sequence[str], ignore_merges: bool) -> Any:
     from tokenizers import models
 
-    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
-    if set(map(len, pairs)) - {2}:
-        wrong = next(merge for merge, pair in zip(merges, pairs, strict=True) if len(pair) != 2)
+    flat = " ".join(merges).split(" ")
+    pairs: list[Any] = list(zip(flat[::2], flat[1::2], strict=False))
+    if list(map(" ".join, pairs)) != list(merges):
+        wrong = next(merge for merge in merges if merge.count(" ") != 1)
         _fail(f"tokenizer.ggml.merges holds {wrong[:80]!r}", "two tokens with one blank between them")
     try:
         # Twice as fast as writing a tokenizer.json and having it parsed.
