@@ -1,10 +1,11 @@
 """Freehold beside other engines on the same weights, alternating in one run on one machine.
 
-usage: compare.py --model MODEL.gguf [--freehold-python P] [--llama-python P] [--vllm-python P --bf16-dir DIR]
-                  [--rounds 5] [--prefill 512] [--depth 512] [--decode 64] [--threads N]
+usage: compare.py --model MODEL.gguf [--freehold-model DIR] [--llama-python P] [--vllm-python P --vllm-model DIR]
+                  [--rounds 5] [--prefill 512,2048] [--prefill-at 4096] [--decode-at 512,4096] [--batch 8] [--swap] ...
 
-Every engine is loaded once in a process of its own and asked in turn, A B C A B C ..., so a noisy neighbour hits all of
-them; reported are medians, and ratios of Freehold to each. Environments: see docs/performance.md.
+Engines are asked in turn, A B C A B C ..., so a noisy neighbour hits all of them; reported are medians, and ratios of
+Freehold to each. Each engine is loaded once in a process of its own; with --swap, for models of which memory holds only
+one, it is loaded anew in every round and stopped before the next engine starts. Environments: see docs/performance.md.
 """
 
 import argparse
@@ -22,68 +23,113 @@ WORKERS = Path(__file__).with_name("workers.py")
 
 class Engine:
     def __init__(self, label, python, kind, model, n_threads, env=None):
-        self.label = label
-        self.process = subprocess.Popen(
-            [python, str(WORKERS), kind, model, str(n_threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, **(env or {})},
-        )  # fmt: skip
-        self.load_seconds = self.read()["load_seconds"]
+        self.label, self.loads, self.rates, self.peak = label, [], {}, 0
+        self.command = [python, str(WORKERS), kind, model, str(n_threads)]
+        self.env = {**os.environ, **(env or {})}
+        self.process = None
+
+    def start(self):
+        if self.process is None:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                env=self.env,
+            )  # fmt: skip
+            self.loads.append(self.read()["load_seconds"])
+            for warm_up in ({"prefill": 64, "depth": 0}, {"decode": 2, "depth": 8, "batch": 1}):
+                self.ask(warm_up)
+
+    def stop(self):
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process = None
 
     def read(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"{self.label} stopped; run its command by hand to see why: {self.process.args}")
+            sys.exit(f"{self.label} stopped; run its command by hand to see why: {' '.join(self.command)}")
         return json.loads(line)
 
-    def ask(self, **request):
+    def ask(self, request):
         print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self.read()["seconds"]
+        return self.read()
+
+    def measure(self, name, request, n_tokens):
+        answer = self.ask(request)
+        if answer.get("seconds"):
+            self.rates.setdefault(name, []).append(n_tokens / answer["seconds"])
+        self.peak = max(self.peak, answer["peak_bytes"])
+
+
+def workloads(a):
+    """(name, request, tokens) in the order they are asked."""
+    for n in a.prefill:
+        yield f"prefill {n}", {"prefill": n, "depth": 0}, n
+    for depth in a.prefill_at:
+        yield f"prefill {a.prefill[0]} @{depth}", {"prefill": a.prefill[0], "depth": depth}, a.prefill[0]
+    for depth in a.decode_at:
+        yield f"decode @{depth}", {"decode": a.decode, "depth": depth, "batch": 1}, a.decode
+    for batch in a.batch:
+        request = {"decode": a.decode, "depth": a.decode_at[0], "batch": batch}
+        yield f"decode {batch} x @{a.decode_at[0]}", request, a.decode * batch
+
+
+def report(engines, names, a, load):
+    print(f"{platform.processor() or platform.machine()}, {a.threads} threads, load at start {load:.2f}, "
+          f"{time.strftime('%Y-%m-%d %H:%M')}, tokens/s, medians of {a.rounds}")  # fmt: skip
+    print(f"{'':<20}" + "".join(f"{e.label:>12}" for e in engines) + "   freehold's ratio to each")
+    for name in names:
+        medians = [statistics.median(e.rates[name]) if name in e.rates else None for e in engines]
+        cells = "".join(f"{'-' if m is None else format(m, '.1f'):>12}" for m in medians)
+        ratios = "  ".join("-" if m is None else f"{medians[0] / m:.2f}x" for m in medians[1:])
+        print(f"{name:<20}{cells}   {ratios}")
+    print(f"{'load, seconds':<20}" + "".join(f"{statistics.median(e.loads):>12.1f}" for e in engines))
+    print(f"{'peak memory, GB':<20}" + "".join(f"{e.peak / 1e9:>12.2f}" for e in engines))
+
+
+def numbers(text):
+    return [int(n) for n in text.split(",") if n]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--bf16-dir")
+    parser.add_argument("--model", required=True, help="GGUF file, for llama.cpp and, unless told otherwise, Freehold")
+    parser.add_argument("--freehold-model")
     parser.add_argument("--freehold-python", default=sys.executable)
     parser.add_argument("--llama-python")
     parser.add_argument("--vllm-python")
+    parser.add_argument("--vllm-model", help="directory of safetensors with the same weights")
     parser.add_argument("--isa", help="force Freehold's level")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--depth", type=int, default=512)
+    parser.add_argument("--prefill", type=numbers, default=[512])
+    parser.add_argument("--prefill-at", type=numbers, default=[])
+    parser.add_argument("--decode-at", type=numbers, default=[512])
     parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--batch", type=numbers, default=[])
+    parser.add_argument("--swap", action="store_true")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     a = parser.parse_args()
 
     isa = {"FREEHOLD_ISA": a.isa} if a.isa else {}
-    engines = [Engine("freehold", a.freehold_python, "freehold", a.model, a.threads, isa)]
+    engines = [Engine("freehold", a.freehold_python, "freehold", a.freehold_model or a.model, a.threads, isa)]
     if a.llama_python:
         engines.append(Engine("llama.cpp", a.llama_python, "llama.cpp", a.model, a.threads))
     if a.vllm_python:
-        engines.append(Engine("vllm", a.vllm_python, "vllm", a.bf16_dir, a.threads))
+        engines.append(Engine("vllm", a.vllm_python, "vllm", a.vllm_model, a.threads))
     load = os.getloadavg()[0]
-    for engine in engines:  # warm up: code paths, caches, thread pools
-        engine.ask(prefill=a.prefill)
-        engine.ask(decode=8, depth=a.depth)
-    prefill, decode = ({e.label: [] for e in engines} for _ in range(2))
-    for _ in range(a.rounds):
+    asked = list(workloads(a))
+    for index in range(a.rounds):
         for e in engines:
-            prefill[e.label].append(a.prefill / e.ask(prefill=a.prefill))
-        for e in engines:
-            decode[e.label].append(a.decode / e.ask(decode=a.decode, depth=a.depth))
-    print(f"{platform.processor() or platform.machine()}, {a.threads} threads, load at start {load:.2f}, "
-          f"{time.strftime('%Y-%m-%d %H:%M')}, medians of {a.rounds}")  # fmt: skip
-    columns = f"{f'prefill {a.prefill}':>14}{f'decode @{a.depth}':>14}{'load':>8}"
-    print(f"{'engine':<12}{columns}   ratios of freehold")
-    ours = {name: statistics.median(table["freehold"]) for name, table in (("prefill", prefill), ("decode", decode))}
+            e.start()
+            for name, request, n_tokens in asked:
+                e.measure(name, request, n_tokens)
+            print(f"round {index + 1} of {a.rounds}: {e.label}", {k: round(v[-1], 1) for k, v in e.rates.items()},
+                  file=sys.stderr, flush=True)  # fmt: skip
+            if a.swap:
+                e.stop()
     for e in engines:
-        p, d = statistics.median(prefill[e.label]), statistics.median(decode[e.label])
-        print(f"{e.label:<12}{p:>10.0f} t/s{d:>10.1f} t/s{e.load_seconds:>7.1f}s   "
-              f"{ours['prefill'] / p:.2f}x prefill, {ours['decode'] / d:.2f}x decode")  # fmt: skip
-    for e in engines:
-        e.process.stdin.close()
-        e.process.wait()
+        e.stop()
+    report(engines, [name for name, _, _ in asked], a, load)
 
 
 if __name__ == "__main__":

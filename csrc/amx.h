@@ -77,7 +77,7 @@ constexpr DecodeTiles DECODE_TILES[(int)Format::COUNT] = {
     decode_tiles<Format::F32>,  decode_tiles<Format::F16>,  decode_tiles<Format::BF16>, decode_tiles<Format::Q8_0>,
     decode_tiles<Format::Q4_0>, decode_tiles<Format::Q4_1>, decode_tiles<Format::Q5_0>, decode_tiles<Format::Q5_1>,
     decode_tiles<Format::Q2_K>, decode_tiles<Format::Q3_K>, decode_tiles<Format::Q4_K>, decode_tiles<Format::Q5_K>,
-    decode_tiles<Format::Q6_K>};
+    decode_tiles<Format::Q6_K>, decode_tiles<Format::MXFP4>};
 
 // ---- sums of M x 16 tokens by N panels over one slab; tile registers: 0-1 tokens, 2-3 panels, 4-7 sums
 template <int M, int N>

@@ -128,11 +128,17 @@ void merge_split(const SoftmaxState &state, const SoftmaxState &part, int rows, 
   }
 }
 
-void finish_rows(const SoftmaxState &state, int rows, int n_group, int head_dim, float *out, int64_t out_stride) {
+void finish_rows(const SoftmaxState &state, const float *sinks, int rows, int n_group, int head_dim, float *out, int64_t out_stride) {
   for (int r = 0; r < rows; r++) {
-    const f32x16 sum = splat(state.sum[r]);
+    float total = state.sum[r], seen = 1;
+    if (sinks) {
+      const float sink = sinks[r % n_group], m = state.max[r] > sink ? state.max[r] : sink;
+      seen = exp_one(state.max[r] - m);
+      total = __builtin_fmaf(total, seen, exp_one(sink - m));
+    }
+    const f32x16 factor = splat(seen), sum = splat(total);
     float *to = out + r / n_group * out_stride + (int64_t)(r % n_group) * head_dim;
-    for (int d = 0; d < head_dim; d += 16) store(to + d, load(state.out + (int64_t)r * head_dim + d) / sum);
+    for (int d = 0; d < head_dim; d += 16) store(to + d, load(state.out + (int64_t)r * head_dim + d) * factor / sum);
   }
 }
 

@@ -29,8 +29,22 @@ void require(bool ok, const char *what) {
 
 struct Packed {
   Weight weight;
-  Span memory;
+  Span memory;                              // of an arena
+  nb::ndarray<const uint8_t> foreign = {};  // or somebody else's, kept alive
+  size_t size() const { return weight.n_panels() * weight.panel_size(); }
 };
+
+// A matrix that was packed before, by the same layout: `data` is what Packed.data gave then.
+std::shared_ptr<Packed> wrap(In<uint8_t, 1> data, int format, int64_t n_rows, int64_t n_cols) {
+  require(format >= 0 && format < (int)Format::COUNT, "unknown format");
+  const Scheme &s = scheme((Format)format);
+  require(n_rows > 0 && n_cols > 0 && n_cols % (s.integer ? s.span : 1) == 0, "columns are not a multiple of the format's block");
+  auto packed = std::make_shared<Packed>();
+  packed->weight = {data.data(), n_rows, n_cols, (Format)format};
+  require(data.size() == packed->size(), "packed bytes do not fit the shape");
+  packed->foreign = nb::ndarray<const uint8_t>(data);
+  return packed;
+}
 
 std::shared_ptr<Packed> reserve(Arena &arena, int format, int64_t n_rows, int64_t n_cols) {
   require(format >= 0 && format < (int)Format::COUNT, "unknown format");
@@ -44,24 +58,42 @@ std::shared_ptr<Packed> reserve(Arena &arena, int format, int64_t n_rows, int64_
   return packed;
 }
 
-// Packs matrices in one go: the GIL is let go, and the workers are woken, once for all of them.
-void fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed, const std::vector<In<uint8_t, 2>> &sources) {
-  require(packed.size() == sources.size(), "one source per matrix");
-  for (size_t i = 0; i < packed.size(); i++) {
-    const Weight &w = packed[i]->weight;
-    const Scheme &s = scheme(w.format);
-    require(sources[i].shape(0) == (size_t)w.n_rows, "rows do not fit the matrix");
-    require(sources[i].shape(1) == (size_t)(w.n_cols / s.span * s.source_bytes), "row bytes do not fit the format");
+using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;  // rows may be any distance apart
+
+Source source_of(const Weight &w, int format, const Rows &rows, const std::optional<Rows> &scales) {
+  require(format >= 0 && format < (int)Format::COUNT && can_pack((Format)format, w.format), "cannot pack that as this format");
+  require(rows.shape(0) == (size_t)w.n_rows && rows.stride(1) == 1, "rows do not fit the matrix");
+  if (!scales) {
+    const Scheme &s = scheme((Format)format);
+    require(rows.shape(1) == (size_t)(w.n_cols / s.span * s.source_bytes), "row bytes do not fit the format");
+    return {(Format)format, rows.data(), (size_t)rows.stride(0), nullptr, 0};
   }
+  require((Format)format == Format::MXFP4 && rows.shape(1) == (size_t)(w.n_cols / 2), "row bytes do not fit MXFP4 with scales apart");
+  require(scales->shape(0) == rows.shape(0) && scales->shape(1) == (size_t)(w.n_cols / BLOCK) && scales->stride(1) == 1, "scales do not fit");
+  return {Format::MXFP4, rows.data(), (size_t)rows.stride(0), scales->data(), (size_t)scales->stride(0)};
+}
+
+// Packs matrices, each from (format, rows, scales), in one go: the GIL is let go, and the workers are woken, once for all.
+// Returns the index of the first one with a scale that stands for no number, or -1.
+int fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed,
+          const std::vector<std::tuple<int, Rows, std::optional<Rows>>> &given) {
+  require(packed.size() == given.size(), "one source per matrix");
+  std::vector<Source> sources;
+  for (size_t i = 0; i < packed.size(); i++)
+    sources.push_back(source_of(packed[i]->weight, std::get<0>(given[i]), std::get<1>(given[i]), std::get<2>(given[i])));
   std::vector<std::atomic<int64_t>> next(packed.size());
+  std::atomic<int> damaged{(int)packed.size()};
   nb::gil_scoped_release release;
   pool.run([&](int, int) {
     for (size_t i = 0; i < packed.size(); i++) {
       const Weight &w = packed[i]->weight;
       for (int64_t p; (p = next[i].fetch_add(4)) < w.n_panels();)
-        pack_panels(sources[i].data(), sources[i].shape(1), w, packed[i]->memory.data, p, std::min(p + 4, w.n_panels()));
+        if (!pack_panels(sources[i], w, packed[i]->memory.data, p, std::min(p + 4, w.n_panels())))
+          for (int seen = damaged; (int)i < seen && !damaged.compare_exchange_weak(seen, (int)i);) {
+          }
     }
   });
+  return damaged < (int)packed.size() ? damaged.load() : -1;
 }
 
 const Kernels &runnable(const std::string &isa) {
@@ -71,6 +103,7 @@ const Kernels &runnable(const std::string &isa) {
 }
 
 using Vector = std::optional<In<float, 1>>;
+using Matrix2 = std::optional<In<float, 2>>;
 using PackedPtr = std::shared_ptr<Packed>;
 
 // A program, kept together with everything it points into.
@@ -78,6 +111,7 @@ struct Recorded {
   Program program;
   std::vector<PackedPtr> weights;
   std::vector<In<float, 1>> vectors;
+  std::vector<In<float, 2>> matrices;
   int64_t kv_elems = 0;  // bf16 elements of a KV block that the attention operations reach
   int64_t vocab = 0, n_embeddings = 0;
 
@@ -88,6 +122,13 @@ struct Recorded {
     require((int64_t)v->size() == n, "a vector's length does not fit its matrix");
     vectors.push_back(*v);
     return v->data();
+  }
+  const float *keep(const Matrix2 &m, const std::vector<PackedPtr> &experts) {
+    require(!experts.empty(), "no experts");
+    if (!m) return nullptr;
+    require(m->shape(0) == experts.size() && (int64_t)m->shape(1) == experts[0]->weight.n_rows, "biases do not fit the experts");
+    matrices.push_back(*m);
+    return m->data();
   }
   const Weight &keep(const PackedPtr &w) {
     weights.push_back(w);
@@ -122,13 +163,51 @@ struct Recorded {
     add_product(op, gate, up, std::nullopt, out, false);
     program.add({.kind = Step::LINEAR, .linear = op});
   }
+  // Scores of experts to a choice of k; the result is the routing that the experts' operations name.
+  int route(int in, int n_experts, int k) {
+    require(0 < k && k <= n_experts && program.width(in) == n_experts, "one score per expert, and at most as many chosen");
+    const int routing = program.add_routing(n_experts, k);
+    program.add({.kind = Step::ROUTE, .route = {in, routing}});
+    return routing;
+  }
+  ExpertsOp experts_op(int in, int routing, const std::vector<PackedPtr> &ws, const std::vector<PackedPtr> &ups, const Matrix2 &bias,
+                       const Matrix2 &up_bias) {
+    ExpertsOp op{.in = in, .bias = keep(bias, ws), .up_bias = keep(up_bias, ws), .routing = routing};
+    require(program.n_experts(routing) == (int)ws.size() && (ups.empty() || ups.size() == ws.size()), "one matrix per expert");
+    for (const auto *list : {&ws, &ups})
+      for (const PackedPtr &w : *list) {
+        const Weight &first = ws[0]->weight;
+        require(w->weight.n_rows == first.n_rows && w->weight.n_cols == first.n_cols, "experts differ in shape");
+        require(!scheme(w->weight.format).integer || first.n_cols % BLOCK == 0, "columns are not a multiple of 32");
+        op.forms |= scheme(w->weight.format).integer ? CODES : VALUES;
+        (list == &ws ? op.weights : op.ups).push_back(keep(w));
+      }
+    return op;
+  }
+  void experts(int in, const Vector &norm, float eps, int routing, const std::vector<PackedPtr> &gates, const std::vector<PackedPtr> &ups,
+               const Matrix2 &gate_bias, const Matrix2 &up_bias, std::optional<std::tuple<float, float>> clamp, int out) {
+    ExpertsOp op = experts_op(in, routing, gates, ups, gate_bias, up_bias);
+    require(!ups.empty(), "one up matrix per expert");
+    op.norm = keep(norm, gates[0]->weight.n_cols), op.eps = eps, op.out = out;
+    op.epilogue = clamp ? Epilogue::SWIGLU_CLAMPED : Epilogue::SWIGLU;
+    if (clamp) std::tie(op.alpha, op.limit) = *clamp;
+    require(program.width(out) == program.chosen(routing) * gates[0]->weight.n_rows, "the output holds a row per chosen expert");
+    program.add({.kind = Step::EXPERTS, .experts = op});
+  }
+  void combine(int in, int routing, const std::vector<PackedPtr> &downs, const Matrix2 &bias, int out) {
+    ExpertsOp op = experts_op(in, routing, downs, {}, bias, std::nullopt);
+    op.out = out, op.epilogue = Epilogue::STORE;
+    require(program.width(in) == program.chosen(routing) * downs[0]->weight.n_cols, "the input holds a row per chosen expert");
+    require(program.width(out) == downs[0]->weight.n_rows, "the output has the experts' rows");
+    program.add({.kind = Step::COMBINE, .experts = op});
+  }
   void attention(int q, int k, int v, int out, int64_t kv_offset, int n_heads, int n_kv_heads, int head_dim, int window, int rope,
-                 float scale) {
+                 float scale, const Vector &sinks) {
     require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && n_heads / n_kv_heads <= MAX_ROWS, "unsupported grouping of heads");
     require(head_dim % 16 == 0 && head_dim <= MAX_HEAD_DIM, "head size must be a multiple of 16 and at most 256");
     kv_elems = std::max(kv_elems, kv_offset + (int64_t)n_kv_heads * 2 * KV_BLOCK * head_dim);
     program.add({.kind = Step::ATTENTION,
-                 .attention = {q, k, v, out, kv_offset, n_heads, n_kv_heads, head_dim, window, rope, scale}});
+                 .attention = {q, k, v, out, kv_offset, n_heads, n_kv_heads, head_dim, window, rope, scale, keep(sinks, n_heads)}});
   }
   void head(int in, const Vector &norm, float eps, const PackedPtr &w) {
     LinearOp op = linear_op(in, norm, eps, w);
@@ -204,6 +283,7 @@ NB_MODULE(_kernels, m) {
     return rows;
   });
   m.def("reserve", &reserve, "arena"_a, "format"_a, "n_rows"_a, "n_cols"_a);
+  m.def("wrap", &wrap, "data"_a, "format"_a, "n_rows"_a, "n_cols"_a);
   m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a);
   m.def("unpack_row", [](const Packed &p, const std::string &isa, int64_t row, Out<float, 1> out) {
     require(row >= 0 && row < p.weight.n_rows && (int64_t)out.size() == p.weight.n_cols, "row out of range");
@@ -214,7 +294,11 @@ NB_MODULE(_kernels, m) {
   nb::class_<Arena>(m, "Arena").def(nb::init<size_t>(), "expected"_a = 0);
   nb::class_<Packed>(m, "Packed")
       .def_prop_ro("shape", [](const Packed &p) { return std::make_tuple(p.weight.n_rows, p.weight.n_cols); })
-      .def_prop_ro("n_bytes", [](const Packed &p) { return p.weight.n_panels() * p.weight.panel_size(); });
+      .def_prop_ro("n_bytes", &Packed::size)
+      .def_prop_ro("format", [](const Packed &p) { return (int)p.weight.format; })
+      .def_prop_ro("data", [](const Packed &p) {
+        return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(p.weight.data, {p.size()}, nb::handle());
+      }, nb::rv_policy::reference_internal);
   nb::class_<Recorded>(m, "Program")
       .def(nb::init<std::shared_ptr<Pool>, const std::string &>(), "pool"_a, "isa"_a)
       .def("buffer", [](Recorded &r, int64_t width) { return r.program.add_buffer(width); })
@@ -222,7 +306,12 @@ NB_MODULE(_kernels, m) {
       .def("embed", &Recorded::embed)
       .def("linear", &Recorded::linear, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("gated", &Recorded::gated, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
-      .def("attention", &Recorded::attention)
+      .def("attention", &Recorded::attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+           nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+      .def("route", &Recorded::route)
+      .def("experts", &Recorded::experts, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
+           nb::arg().none(), nb::arg().none(), nb::arg())
+      .def("combine", &Recorded::combine, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
       .def("head", &Recorded::head, nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
       .def("run", &Recorded::run);
 }

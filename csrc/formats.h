@@ -9,6 +9,7 @@
 //                   holds two 16-bit words h = 0, 1 per row, a word 16 / B fields; field f of word h of vector j belongs to
 //                   column 2 * (j * 16 / B + f) + h. So one shift and mask gives a pair of columns of all rows as 16-bit codes.
 //     scales        span 32:  d f16[16], and with minimums m f16[16]               value = d * (code - zero) + m
+//                   MXFP4:    e u8[16]                                     value = 2^(e - 128) * (code - zero), code from a table
 //                   span 256: s i8[groups][16], with minimums n u8[groups][16], then d f16[16], with minimums e f16[16]
 //                                                                                  value = d * s * (code - zero) + e * n
 // The values are exactly the source's: packing moves bits and never rounds.
@@ -19,7 +20,7 @@
 // Target files include this header at raised instruction sets. Always inlined, so that no such copy reaches the linker.
 #define FLOOR inline __attribute__((always_inline))
 
-enum class Format : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, COUNT };
+enum class Format : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, MXFP4, COUNT };
 
 constexpr int PANEL = 16;  // output rows in a panel
 constexpr int BLOCK = 32;  // columns that share one activation scale
@@ -31,23 +32,25 @@ struct Scheme {
   int group;        // columns per scale
   bool has_min;     // a minimum is added
   int zero;         // log2 of the code that stands for 0, or -1
+  bool e2m1;        // stored codes are e2m1 numbers: a table gives twice their value plus `zero`, and scales are powers of two
   int source_bytes; // bytes per `span` columns of one row in the file
 };
 
 constexpr Scheme SCHEMES[(int)Format::COUNT] = {
-    /* F32  */ {false, 32, 1, 1, false, -1, 4},
-    /* F16  */ {false, 16, 1, 1, false, -1, 2},
-    /* BF16 */ {false, 16, 1, 1, false, -1, 2},
-    /* Q8_0 */ {true, 8, 32, 32, false, -1, 34},
-    /* Q4_0 */ {true, 4, 32, 32, false, 3, 18},
-    /* Q4_1 */ {true, 4, 32, 32, true, -1, 20},
-    /* Q5_0 */ {true, 5, 32, 32, false, 4, 22},
-    /* Q5_1 */ {true, 5, 32, 32, true, -1, 24},
-    /* Q2_K */ {true, 2, 256, 16, true, -1, 84},
-    /* Q3_K */ {true, 3, 256, 16, false, 2, 110},
-    /* Q4_K */ {true, 4, 256, 32, true, -1, 144},
-    /* Q5_K */ {true, 5, 256, 32, true, -1, 176},
-    /* Q6_K */ {true, 6, 256, 16, false, 5, 210},
+    /* F32   */ {false, 32, 1, 1, false, -1, false, 4},
+    /* F16   */ {false, 16, 1, 1, false, -1, false, 2},
+    /* BF16  */ {false, 16, 1, 1, false, -1, false, 2},
+    /* Q8_0  */ {true, 8, 32, 32, false, -1, false, 34},
+    /* Q4_0  */ {true, 4, 32, 32, false, 3, false, 18},
+    /* Q4_1  */ {true, 4, 32, 32, true, -1, false, 20},
+    /* Q5_0  */ {true, 5, 32, 32, false, 4, false, 22},
+    /* Q5_1  */ {true, 5, 32, 32, true, -1, false, 24},
+    /* Q2_K  */ {true, 2, 256, 16, true, -1, false, 84},
+    /* Q3_K  */ {true, 3, 256, 16, false, 2, false, 110},
+    /* Q4_K  */ {true, 4, 256, 32, true, -1, false, 144},
+    /* Q5_K  */ {true, 5, 256, 32, true, -1, false, 176},
+    /* Q6_K  */ {true, 6, 256, 16, false, 5, false, 210},
+    /* MXFP4 */ {true, 4, 32, 32, false, 4, true, 17},
 };
 
 FLOOR constexpr const Scheme &scheme(Format f) { return SCHEMES[(int)f]; }
@@ -55,6 +58,7 @@ FLOOR constexpr const Scheme &scheme(Format f) { return SCHEMES[(int)f]; }
 // Bytes of the code planes of `span` columns, of one scale record, and of both, for the 16 rows of a panel.
 FLOOR constexpr size_t code_bytes(const Scheme &s) { return (size_t)s.span / BLOCK * s.bits * 64; }
 FLOOR constexpr size_t scale_bytes(const Scheme &s) {
+  if (s.e2m1) return PANEL;
   const size_t per_row = s.span == BLOCK ? 2 : (size_t)s.span / s.group + 2;
   return per_row * (s.has_min ? 2 : 1) * PANEL;
 }
@@ -72,6 +76,7 @@ static_assert(record_bytes(SCHEMES[(int)Format::Q4_1]) == 16 * 20, "Q4_1 packs w
 static_assert(record_bytes(SCHEMES[(int)Format::Q5_0]) == 16 * 22, "Q5_0 packs without overhead");
 static_assert(record_bytes(SCHEMES[(int)Format::Q5_1]) == 16 * 24, "Q5_1 packs without overhead");
 static_assert(record_bytes(SCHEMES[(int)Format::Q8_0]) == 16 * 34, "Q8_0 packs without overhead");
+static_assert(record_bytes(SCHEMES[(int)Format::MXFP4]) == 16 * 17, "MXFP4 packs without overhead");
 static_assert(record_bytes(SCHEMES[(int)Format::Q6_K]) == 16 * 210, "Q6_K packs without overhead");
 static_assert(record_bytes(SCHEMES[(int)Format::Q4_K]) == 16 * 148, "Q4_K: scales widen from 6 to 8 bits");
 static_assert(record_bytes(SCHEMES[(int)Format::Q5_K]) == 16 * 180, "Q5_K: scales widen from 6 to 8 bits");

@@ -13,6 +13,9 @@ constexpr int SLAB_COLS = 256; // columns decoded at once: 16 KB of codes or flo
 constexpr int PAIRS = BLOCK / 2;
 constexpr int PREFETCH_AHEAD = 2048;  // bytes
 
+// Twice the value of every e2m1 number, plus 16.
+alignas(16) constexpr uint8_t E2M1_CODES[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
+
 template <Format F> constexpr Scheme S = scheme(F);
 template <Format F> constexpr int GROUPS = BLOCK / S<F>.group;  // scale groups per 32 columns
 
@@ -33,6 +36,7 @@ template <int BITS, int V> INLINE i16x32 decode_codes(const uint8_t *p) {
 
 // ---- scales of group g of a span
 template <Format F> INLINE f32x16 decode_scale(const uint8_t *scales, int g) {
+  if constexpr (S<F>.e2m1) return load_pow2(scales) * splat(0.5f);
   if constexpr (S<F>.span == BLOCK) return load_f16((const uint16_t *)scales);
   constexpr int groups = S<F>.span / S<F>.group;
   const uint8_t *d = scales + groups * PANEL * (S<F>.has_min ? 2 : 1);
@@ -53,8 +57,24 @@ template <Format F> struct Packed {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(panel + b * bytes + PREFETCH_AHEAD + i);
   }
   template <int V> INLINE i16x32 codes(int64_t b) const {
+    if constexpr (S<F>.e2m1) {
+      i16x32 four[4];
+      four_codes<V / 4 * 4>(b, four);
+      return four[V % 4];
+    }
     constexpr int blocks = S<F>.span / BLOCK;
     return decode_codes<S<F>.bits, V>(panel + b / blocks * record_bytes(S<F>) + b % blocks * S<F>.bits * 64);
+  }
+  // codes<V> to codes<V + 3>. Fields f and f + 2 of a vector are the two bytes of a word: one table look-up serves both.
+  template <int V> INLINE void four_codes(int64_t b, i16x32 (&out)[4]) const {
+    if constexpr (S<F>.e2m1) {
+      const i16x32 plane = load_words(panel + b * record_bytes(S<F>) + V / 4 * 64);
+      const i16x32 even = look_up(E2M1_CODES, nibbles<0>(plane)), odd = look_up(E2M1_CODES, nibbles<1>(plane));
+      out[0] = bit_field<0, 8, 0>(even), out[1] = bit_field<0, 8, 0>(odd);
+      out[2] = bit_field<8, 8, 0>(even), out[3] = bit_field<8, 8, 0>(odd);
+    } else {
+      out[0] = codes<V>(b), out[1] = codes<V + 1>(b), out[2] = codes<V + 2>(b), out[3] = codes<V + 3>(b);
+    }
   }
   INLINE const uint8_t *scales(int64_t b) const {
     return panel + b / (S<F>.span / BLOCK) * record_bytes(S<F>) + code_bytes(S<F>);
@@ -67,14 +87,18 @@ template <Format F> struct Slab {
   float *scale_rows;   // [SLAB_COLS / group][16]
   float *min_rows;
   INLINE void prefetch(int64_t) const {}
-  template <int V> INLINE i16x32 codes(int64_t b) const { return load_words(code_rows + (b * PAIRS + V) * 64); }
+  template <int V> INLINE void four_codes(int64_t b, i16x32 (&out)[4]) const {
+    for (int i = 0; i < 4; i++) out[i] = load_words(code_rows + (b * PAIRS + V + i) * 64);
+  }
   INLINE f32x16 scale(int64_t b, int g) const { return load(scale_rows + (b * GROUPS<F> + g) * PANEL); }
   INLINE f32x16 min(int64_t b, int g) const { return load(min_rows + (b * GROUPS<F> + g) * PANEL); }
 
   template <int V> INLINE void decode_from(const Packed<F> &packed, int64_t from, int64_t b) const {
     if constexpr (V < PAIRS) {
-      store_words(code_rows + (b * PAIRS + V) * 64, packed.template codes<V>(from + b));
-      decode_from<V + 1>(packed, from, b);
+      i16x32 four[4];
+      packed.template four_codes<V>(from + b, four);
+      for (int i = 0; i < 4; i++) store_words(code_rows + (b * PAIRS + V + i) * 64, four[i]);
+      decode_from<V + 4>(packed, from, b);
     }
   }
   INLINE void decode(const Packed<F> &packed, int64_t from, int64_t n_blocks) const {
@@ -92,9 +116,11 @@ template <Format F> struct Slab {
 template <int T, int L, int V, int V_END, class Source>
 INLINE void dot_pairs(const Source &w, int64_t b, const int16_t *a, i32x16 (&sum)[T]) {
   if constexpr (V < V_END) {
-    const i16x32 codes = w.template codes<V>(b);
-    for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], codes, a + (V * L + t) * 2);
-    dot_pairs<T, L, V + 1, V_END>(w, b, a, sum);
+    i16x32 four[4];
+    w.template four_codes<V>(b, four);
+    for (int i = 0; i < 4; i++)
+      for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], four[i], a + ((V + i) * L + t) * 2);
+    dot_pairs<T, L, V + 4, V_END>(w, b, a, sum);
   }
 }
 // Column block xb of the activations, seen from token t0.
@@ -209,19 +235,25 @@ constexpr PanelProduct PANEL_PRODUCTS[(int)Format::COUNT] = {
     panel_product<Format::F32>,  panel_product<Format::F16>,  panel_product<Format::BF16>, panel_product<Format::Q8_0>,
     panel_product<Format::Q4_0>, panel_product<Format::Q4_1>, panel_product<Format::Q5_0>, panel_product<Format::Q5_1>,
     panel_product<Format::Q2_K>, panel_product<Format::Q3_K>, panel_product<Format::Q4_K>, panel_product<Format::Q5_K>,
-    panel_product<Format::Q6_K>};
+    panel_product<Format::Q6_K>, panel_product<Format::MXFP4>};
 
 // ---- results of a panel: bias, activation, residual
 INLINE void finish_panel(const Matmul &m, int64_t panel, const float *sums, const float *up_sums) {
   const int64_t row0 = panel * PANEL;
   const int n_rows = (int)(m.w->n_rows - row0 < PANEL ? m.w->n_rows - row0 : PANEL);
-  float bias[PANEL] = {};
+  float bias[PANEL] = {}, up_bias[PANEL] = {};
   if (m.bias) memcpy(bias, m.bias + row0, n_rows * sizeof(float));
+  if (m.up_bias) memcpy(up_bias, m.up_bias + row0, n_rows * sizeof(float));
   for (int t = 0; t < m.n_tokens; t++) {
     float *out = m.out + t * m.out_stride + row0;
     f32x16 y = load(sums + t * PANEL) + load(bias);
     float tail[PANEL];
-    if (m.epilogue == Epilogue::SWIGLU) y = silu(y) * load(up_sums + t * PANEL);
+    if (m.epilogue == Epilogue::SWIGLU) y = silu(y) * (load(up_sums + t * PANEL) + load(up_bias));
+    if (m.epilogue == Epilogue::SWIGLU_CLAMPED) {  // the limit comes first, so that a NaN survives min and max
+      const f32x16 limit = splat(m.limit), one = splat(1), gate = min(limit, y);
+      const f32x16 up = max(splat(-m.limit), min(limit, load(up_sums + t * PANEL) + load(up_bias)));
+      y = gate / (one + exp(splat(-m.alpha) * gate)) * (up + one);
+    }
     if (m.epilogue == Epilogue::ADD) {
       if (n_rows < PANEL) memcpy(tail, out, n_rows * sizeof(float));
       y = y + load(n_rows < PANEL ? tail : out);
@@ -246,12 +278,12 @@ void matmul(const Matmul &m, int64_t panel0, int64_t panel1, uint8_t *scratch) {
 }
 
 // ---- one row as floats: the embedding lookup
-template <Format F, int V> INLINE void row_codes(const uint8_t *planes, int lane, int16_t *q) {
+template <Format F, int V> INLINE void row_codes(const Packed<F> &w, int64_t b, int lane, int16_t *q) {
   if constexpr (V < PAIRS) {
     int16_t codes[32];
-    store_words(codes, decode_codes<S<F>.bits, V>(planes));
+    store_words(codes, w.template codes<V>(b));
     q[2 * V] = codes[2 * lane], q[2 * V + 1] = codes[2 * lane + 1];
-    row_codes<F, V + 1>(planes, lane, q);
+    row_codes<F, V + 1>(w, b, lane, q);
   }
 }
 template <Format F> void unpack_row_of(const Weight &w, int64_t row, float *out) {
@@ -261,17 +293,15 @@ template <Format F> void unpack_row_of(const Weight &w, int64_t row, float *out)
   if constexpr (!S<F>.integer) {
     for (int64_t k = 0; k < w.n_cols; k++) store(v, float_column<F>(panel, k)), out[k] = v[lane];
   } else {
-    constexpr int blocks = S<F>.span / BLOCK;
+    const Packed<F> packed{panel};
     for (int64_t b = 0; b < w.n_cols / BLOCK; b++) {
-      const uint8_t *record = panel + b / blocks * record_bytes(S<F>), *scales = record + code_bytes(S<F>);
       int16_t q[BLOCK];
-      row_codes<F, 0>(record + b % blocks * S<F>.bits * 64, lane, q);
+      row_codes<F, 0>(packed, b, lane, q);
       for (int g = 0; g < GROUPS<F>; g++) {
-        const int group = (int)(b % blocks) * GROUPS<F> + g;
-        store(v, decode_scale<F>(scales, group));
+        store(v, packed.scale(b, g));
         const float scale = v[lane];
         float min = 0;
-        if constexpr (S<F>.has_min) store(v, decode_min<F>(scales, group)), min = v[lane];
+        if constexpr (S<F>.has_min) store(v, packed.min(b, g)), min = v[lane];
         constexpr int zero = S<F>.zero >= 0 ? 1 << S<F>.zero : 0;
         for (int i = g * S<F>.group; i < (g + 1) * S<F>.group && i < BLOCK; i++) {
           out[b * BLOCK + i] = (float)(q[i] - zero) * scale + min;
@@ -285,7 +315,7 @@ constexpr UnpackRow UNPACK_ROWS[(int)Format::COUNT] = {
     unpack_row_of<Format::F32>,  unpack_row_of<Format::F16>,  unpack_row_of<Format::BF16>, unpack_row_of<Format::Q8_0>,
     unpack_row_of<Format::Q4_0>, unpack_row_of<Format::Q4_1>, unpack_row_of<Format::Q5_0>, unpack_row_of<Format::Q5_1>,
     unpack_row_of<Format::Q2_K>, unpack_row_of<Format::Q3_K>, unpack_row_of<Format::Q4_K>, unpack_row_of<Format::Q5_K>,
-    unpack_row_of<Format::Q6_K>};
+    unpack_row_of<Format::Q6_K>, unpack_row_of<Format::MXFP4>};
 void unpack_row(const Weight &w, int64_t row, float *out) { UNPACK_ROWS[(int)w.format](w, row, out); }
 
 }  // namespace ISA_NAMESPACE

@@ -88,6 +88,12 @@ void rope(float *x, int n_heads, int dim, const float *cos, const float *sin) {
   }
 }
 
+void add_scaled(float *out, const float *x, float factor, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(out + i, fma(splat(factor), load(x + i), load(out + i)));
+  for (; i < n; i++) out[i] = __builtin_fmaf(factor, x[i], out[i]);
+}
+
 // A block holds per KV head: keys as two panels of 16 tokens, [head_dim / 2][16][2], then values, [KV_BLOCK / 2][head_dim][2].
 // Both are the pair order that bf16 dot products and matrix tiles read.
 void append_kv(const float *k, const float *v, uint16_t *block, int slot, int n_heads, int head_dim) {

@@ -40,17 +40,21 @@ struct Activations {
   FLOOR int64_t at(int t, int64_t i, int64_t n) const { return (t / lanes * n + i) * lanes + t % lanes; }
 };
 
-enum class Epilogue : int { STORE, ADD, SWIGLU };
+// y = w x + bias, u = up x + up_bias. SWIGLU: silu(y) * u. SWIGLU_CLAMPED: y' * sigmoid(alpha y') * (u' + 1), where y' is y but
+// at most `limit`, and u' is u within +-limit.
+enum class Epilogue : int { STORE, ADD, SWIGLU, SWIGLU_CLAMPED };
 
-struct Matmul {  // out[t, r] (+)= sum_k w[r, k] * x[t, k] + bias[r]; SWIGLU: out = silu(w x) * (up x)
+struct Matmul {  // out[t, r] (+)= sum_k w[r, k] * x[t, k] + bias[r], or what the epilogue makes of it
   const Weight *w;
-  const Weight *up;      // only for SWIGLU
+  const Weight *up;      // only for the gated epilogues
   const float *bias;     // [n_rows] or null
+  const float *up_bias;
   const Activations *x;
   float *out;            // [n_tokens, out_stride]
   int64_t out_stride;
   int n_tokens;
   Epilogue epilogue;
+  float alpha, limit;    // only for SWIGLU_CLAMPED
 };
 
 struct Attention {  // causal attention of a few query tokens of one sequence, for one KV head and its n_group query heads
@@ -85,8 +89,10 @@ struct Kernels {
   void (*attend_split)(const Attention &, int split, float *scores, const SoftmaxState &);
   // state += part, for `rows` rows. Splits are merged in ascending order, whoever computed them.
   void (*merge_split)(const SoftmaxState &state, const SoftmaxState &part, int rows, int head_dim);
-  // out[row] = state.out / state.sum, row r at out + r / n_group * out_stride + r % n_group * head_dim.
-  void (*finish_rows)(const SoftmaxState &state, int rows, int n_group, int head_dim, float *out, int64_t out_stride);
+  // out[row] = state.out / state.sum, row r at out + r / n_group * out_stride + r % n_group * head_dim. sinks: [n_group] scores
+  // that take part in the softmax and have no value, or null.
+  void (*finish_rows)(const SoftmaxState &state, const float *sinks, int rows, int n_group, int head_dim, float *out, int64_t out_stride);
+  void (*add_scaled)(float *out, const float *x, float factor, int64_t n);  // out += factor * x
   int tile_tokens = 0;  // products of at least so many tokens of one sequence want the tile form; 0: this level has none
 };
 

@@ -1,7 +1,8 @@
-// Packing of every supported file format. The block layouts are those of GGUF (ggml's quantised blocks).
+// Packing of every supported file format. The block layouts are those of GGUF (ggml's quantised blocks), and Hugging Face's MXFP4.
 #include "pack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace {
@@ -15,6 +16,16 @@ struct Span {
 };
 
 uint16_t u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+uint16_t to_f16(float f) {  // of a positive number: nearest, ties to even; what is too large becomes infinite
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if (bits < 0x38800000) return (uint16_t)std::lrintf(f * 16777216.0f);  // below 2^-14 the unit is 2^-24
+  bits += 0xfff + (bits >> 13 & 1);
+  return bits >= 0x47800000 ? 0x7c00 : (uint16_t)((bits - 0x38000000) >> 13);
+}
+float from_f16(uint16_t h) {  // of a positive one
+  return h < 0x400 ? h / 16777216.0f : std::ldexp(1.0f + (h & 0x3ff) / 1024.0f, (h >> 10) - 15);
+}
 uint16_t negate_f16(uint16_t h) { return h ^ 0x8000; }
 
 void low_high_nibbles(const uint8_t *q, uint8_t *codes) {  // byte i: column i low, column i + 16 high
@@ -78,6 +89,22 @@ void read_q6_k(const uint8_t *p, Span &s) {  // low nibbles[128] | high pairs[64
   s.d = u16(p + 208);
 }
 
+void read_mxfp4(const uint8_t *p, Span &s) { s.d = p[0], low_high_nibbles(p + 1, s.codes); }
+
+// 32 numbers in bfloat16, rounded to eight bits with a common scale: the multiples of the scale as stored, so that its own
+// rounding costs nothing.
+void read_bf16_as_q8_0(const uint8_t *p, Span &s) {
+  float x[32], largest = 0;
+  for (int i = 0; i < 32; i++) {
+    const uint32_t bits = (uint32_t)u16(p + 2 * i) << 16;
+    memcpy(&x[i], &bits, 4);
+    largest = std::max(largest, std::fabs(x[i]));
+  }
+  s.d = to_f16(largest / 127);
+  const float d = from_f16(s.d), inverse = d > 0 ? 1 / d : 0;
+  for (int i = 0; i < 32; i++) s.codes[i] = (uint8_t)(int8_t)std::lrintf(std::clamp(x[i] * inverse, -127.0f, 127.0f));
+}
+
 // The `W`-bit fields starting at bit `from` of 32 / W codes of one row, as two 16-bit words: even columns low, odd columns high.
 template <int W> uint32_t pair_of_words(const uint8_t *codes, int from) {
   constexpr uint64_t EVEN = 0x00FF00FF00FF00FF;  // of eight codes, one per byte
@@ -114,6 +141,10 @@ template <int BITS> void write_codes(uint8_t *planes, const uint8_t *codes, int 
 }
 
 void write_scales(uint8_t *out, const Span &span, int lane, const Scheme &s) {
+  if (s.e2m1) {
+    out[lane] = (uint8_t)span.d;
+    return;
+  }
   const int groups = s.span == BLOCK ? 0 : s.span / s.group;
   for (int g = 0; g < groups; g++) {
     out[g * PANEL + lane] = span.scales[g];
@@ -124,28 +155,51 @@ void write_scales(uint8_t *out, const Span &span, int lane, const Scheme &s) {
   if (s.has_min) memcpy(out + 2 * PANEL + lane * 2, &span.m, 2);
 }
 
-using PackPanel = void (*)(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel);
+using PackPanel = void (*)(const Source &source, int64_t row, int n_rows, int64_t n_cols, uint8_t *panel);
 
 // All that depends on the format is known at compile time: this runs at a third of the time of a loop over a Scheme.
-template <Format F, void (*READ)(const uint8_t *, Span &)>
-void pack_integers(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel) {
+template <Format F, void (*READ)(const uint8_t *, Span &), int SPAN_BYTES = scheme(F).source_bytes>
+void pack_integers(const Source &source, int64_t row, int n_rows, int64_t n_cols, uint8_t *panel) {
   constexpr Scheme s = scheme(F);
+  const uint8_t *rows = source.rows + row * source.row_bytes;
   Span span;
-  for (int64_t k = 0; k < n_cols; k += s.span, rows += s.source_bytes, panel += record_bytes(s))
+  for (int64_t k = 0; k < n_cols; k += s.span, rows += SPAN_BYTES, panel += record_bytes(s))
     for (int lane = 0; lane < n_rows; lane++) {
-      READ(rows + lane * row_bytes, span);
+      READ(rows + lane * source.row_bytes, span);
       for (int b = 0; b < s.span / BLOCK; b++) write_codes<s.bits>(panel + b * s.bits * 64, span.codes + b * BLOCK, lane);
       write_scales(panel + code_bytes(s), span, lane, s);
     }
 }
 
-template <class T> void pack_values(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel) {
-  for (int64_t k = 0; k < n_cols; k++)
-    for (int lane = 0; lane < n_rows; lane++) memcpy(panel + (k * PANEL + lane) * sizeof(T), rows + lane * row_bytes + k * sizeof(T), sizeof(T));
-}
-void pack_bf16(const uint8_t *rows, size_t row_bytes, int n_rows, int64_t n_cols, uint8_t *panel) {  // columns in pairs
+// Hugging Face's MXFP4 puts even columns low and odd ones high, as the planes want them apart: eight columns are one word.
+void pack_mxfp4_pairs(const Source &source, int64_t row, int n_rows, int64_t n_cols, uint8_t *panel) {
+  constexpr size_t record = record_bytes(scheme(Format::MXFP4));
   for (int lane = 0; lane < n_rows; lane++) {
-    const uint8_t *row = rows + lane * row_bytes;
+    const uint8_t *codes = source.rows + (row + lane) * source.row_bytes, *scales = source.scales + (row + lane) * source.scale_stride;
+    uint8_t *out = panel + lane * 4;
+    for (int64_t b = 0; b < n_cols / BLOCK; b++, codes += 16, out += record) {
+      for (int j = 0; j < 4; j++) {
+        uint32_t x;
+        memcpy(&x, codes + 4 * j, 4);
+        uint32_t even = x & 0x0f0f0f0f, odd = x >> 4 & 0x0f0f0f0f;
+        even = (even | even >> 4) & 0x00ff00ff, odd = (odd | odd >> 4) & 0x00ff00ff;
+        const uint32_t words = ((even | even >> 8) & 0xffff) | (odd | odd >> 8) << 16;
+        memcpy(out + j * 64, &words, 4);
+      }
+      panel[b * record + 256 + lane] = scales[b];
+    }
+  }
+}
+
+template <class T> void pack_values(const Source &source, int64_t row, int n_rows, int64_t n_cols, uint8_t *panel) {
+  const uint8_t *rows = source.rows + row * source.row_bytes;
+  for (int64_t k = 0; k < n_cols; k++)
+    for (int lane = 0; lane < n_rows; lane++)
+      memcpy(panel + (k * PANEL + lane) * sizeof(T), rows + lane * source.row_bytes + k * sizeof(T), sizeof(T));
+}
+void pack_bf16(const Source &source, int64_t row0, int n_rows, int64_t n_cols, uint8_t *panel) {  // columns in pairs
+  for (int lane = 0; lane < n_rows; lane++) {
+    const uint8_t *row = source.rows + (row0 + lane) * source.row_bytes;
     for (int64_t k = 0; k + 1 < n_cols; k += 2) memcpy(panel + k * 32 + lane * 4, row + k * 2, 4);
     if (n_cols % 2) memcpy(panel + (n_cols - 1) * 32 + lane * 4, row + (n_cols - 1) * 2, 2);
   }
@@ -165,16 +219,37 @@ constexpr PackPanel PACKERS[(int)Format::COUNT] = {
     pack_integers<Format::Q4_K, read_q4_k>,
     pack_integers<Format::Q5_K, read_q5_k>,
     pack_integers<Format::Q6_K, read_q6_k>,
+    pack_integers<Format::MXFP4, read_mxfp4>,
 };
+
+PackPanel packer(const Source &source, Format to) {
+  if (source.format == Format::BF16 && to == Format::Q8_0) return pack_integers<Format::Q8_0, read_bf16_as_q8_0, 64>;
+  return source.scales ? pack_mxfp4_pairs : PACKERS[(int)to];
+}
 
 }  // namespace
 
-void pack_panels(const uint8_t *source, size_t row_bytes, const Weight &w, uint8_t *out, int64_t panel0, int64_t panel1) {
+bool can_pack(Format from, Format to) { return from == to || (from == Format::BF16 && to == Format::Q8_0); }
+
+// Whether no scale of a packed MXFP4 panel is 255. Looked at here, because here it is in the cache anyway.
+bool scales_are_numbers(const Weight &w, const uint8_t *panel) {
   const Scheme &s = scheme(w.format);
+  for (int64_t b = 0; b < w.n_cols / BLOCK; b++)
+    for (int lane = 0; lane < PANEL; lane++)
+      if (panel[b * record_bytes(s) + code_bytes(s) + lane] == 255) return false;
+  return true;
+}
+
+bool pack_panels(const Source &source, const Weight &w, uint8_t *out, int64_t panel0, int64_t panel1) {
+  const Scheme &s = scheme(w.format);
+  const PackPanel pack = packer(source, w.format);
+  bool ok = true;
   for (int64_t p = panel0; p < panel1; p++) {
     uint8_t *panel = out + p * w.panel_size();
     const int n_rows = (int)std::min<int64_t>(PANEL, w.n_rows - p * PANEL);
     if (n_rows < PANEL || (!s.integer && w.n_cols % 2)) memset(panel, 0, w.panel_size());
-    PACKERS[(int)w.format](source + p * PANEL * row_bytes, row_bytes, n_rows, w.n_cols, panel);
+    pack(source, p * PANEL, n_rows, w.n_cols, panel);
+    if (s.e2m1) ok &= scales_are_numbers(w, panel);
   }
+  return ok;
 }

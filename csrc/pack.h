@@ -1,6 +1,19 @@
-// Packing: from the row-major blocks of a model file to the panels of formats.h. Moves bits, never rounds.
+// From the bytes of a file to packed panels.
 #pragma once
 #include "formats.h"
 
-// Packs panels [panel0, panel1) of a matrix whose rows start `row_bytes` apart in `source`; `out` is the whole packed matrix.
-void pack_panels(const uint8_t *source, size_t row_bytes, const Weight &shape, uint8_t *out, int64_t panel0, int64_t panel1);
+// Rows of a matrix as a file has them, `row_bytes` apart. MXFP4 comes in two forms: GGUF's blocks, or Hugging Face's, which keeps
+// the scales in an array of their own, `scale_stride` bytes per row, and pairs neighbouring columns in a byte.
+struct Source {
+  Format format;
+  const uint8_t *rows;
+  size_t row_bytes;
+  const uint8_t *scales;  // null, or of MXFP4
+  size_t scale_stride;
+};
+
+// Whether a matrix of the source's format may be packed as `to`: as it is, or BF16 rounded to Q8_0.
+bool can_pack(Format from, Format to);
+
+// Packs panels [panel0, panel1) of a matrix; `out` is the whole packed matrix. False if an MXFP4 scale stands for no number.
+bool pack_panels(const Source &source, const Weight &shape, uint8_t *out, int64_t panel0, int64_t panel1);

@@ -26,7 +26,7 @@ Activations Program::ActivationStore::view(int64_t n_cols, const Run &run) {
   const int64_t at = run.slot * n_cols;
   return {n_cols,
           run.n_tokens == 1 ? 1 : LANES,
-          values.data() + at,
+          values.empty() ? nullptr : values.data() + at,
           codes.data() + at,
           scales.data() + at / 32,
           sums16.data() + at / 16,
@@ -36,11 +36,12 @@ Activations Program::ActivationStore::view(int64_t n_cols, const Run &run) {
           run.tiled && n_cols % BLOCK == 0 ? (uint16_t *)tiles.data() + at : nullptr};
 }
 
-void Program::ActivationStore::reserve(int64_t n_tokens, int64_t n_cols, bool tiled) {
+void Program::ActivationStore::reserve(int64_t n_tokens, int64_t n_cols, int forms) {
   const size_t n = (size_t)(round_up(n_tokens, TILE_TOKENS) * n_cols);  // the last tile or group may be partly used
-  if (tiled && tiles.size() < n / 32 + 1) tiles.resize(n / 32 + 1);
-  if (values.size() >= n) return;
-  values.resize(n), codes.resize(n), scales.resize(n / 32 + 1);
+  if (forms & TILES && tiles.size() < n / 32 + 1) tiles.resize(n / 32 + 1);
+  if (forms & VALUES && values.size() < n) values.resize(n);
+  if (!(forms & CODES) || codes.size() > n) return;
+  codes.resize(n + 1), scales.resize(n / 32 + 1);
   sums16.resize(n / 16 + 1), sums32.resize(n / 32 + 1), scaled16.resize(n / 16 + 1), scaled32.resize(n / 32 + 1);
 }
 
@@ -61,6 +62,11 @@ int Program::add_rope(std::vector<double> inverse_frequencies, double scale) {
 
 void Program::add(Step step) {
   for (const Product &p : step.linear.products) max_cols_ = std::max(max_cols_, p.weight.n_cols);
+  forms_ |= step.linear.forms, pair_forms_ |= step.experts.forms;
+  for (const Weight &w : step.experts.weights) {
+    max_pair_cols_ = std::max(max_pair_cols_, w.n_cols);
+    if (step.kind == Step::COMBINE) max_pair_rows_ = std::max(max_pair_rows_, w.n_rows);
+  }
   steps_.push_back(std::move(step));
   tiles_.resize(steps_.size());
   next_ = std::make_unique<std::atomic<int>[]>(steps_.size());
@@ -80,9 +86,10 @@ void Program::reserve(const BatchView &batch) {
   int n_slots = 0;
   for (const auto *runs : {&runs_, &logit_runs_})
     if (!runs->empty()) n_slots = std::max(n_slots, runs->back().slot + runs->back().n_tokens);
-  shared_.reserve(n_slots, max_cols_, kernels_.tile_tokens > 0);
+  shared_.reserve(n_slots, max_cols_, forms_ | (kernels_.tile_tokens ? TILES : 0));
+  reserve_experts(batch);
   for (Worker &w : workers_) {
-    w.activations.reserve(1, max_cols_, false);
+    w.activations.reserve(1, max_cols_, forms_);
     w.scratch.resize(MATMUL_SCRATCH / sizeof(Line));
     w.scores.resize((size_t)MAX_ROWS * KV_SPLIT);
     w.state.resize(2 * MAX_ROWS * (2 + MAX_HEAD_DIM));
@@ -159,6 +166,9 @@ void Program::work(const BatchView &batch, int worker) {
       case Step::EMBED: embed(step, batch, worker); break;
       case Step::LINEAR: linear(step.linear, runs_, nullptr, nullptr, next_[i], worker); break;
       case Step::ATTENTION: attention(step.attention, batch, next_[i], worker); break;
+      case Step::ROUTE: route(step.route, batch, worker); break;
+      case Step::EXPERTS: experts(step.experts, batch, next_[i], worker); break;
+      case Step::COMBINE: combine(step.experts, batch, next_[i], worker); break;
       case Step::HEAD:
         if (batch.n_logits) linear(step.linear, logit_runs_, batch.logit_rows, batch.logits, next_[i], worker);
         break;
@@ -204,8 +214,8 @@ void Program::multiply(const LinearOp &op, ActivationStore &store, const std::ve
       for (const Run &run : runs) {
         const Activations x = store.view(p.weight.n_cols, run);
         const int64_t stride = to ? p.weight.n_rows : widths_[p.out];
-        const Matmul m{&p.weight, p.up.data ? &p.up : nullptr, p.bias, &x, (to ? to : row(p.out, 0)) + run.first * stride, stride,
-                       run.n_tokens, p.up.data ? Epilogue::SWIGLU : p.add ? Epilogue::ADD : Epilogue::STORE};
+        const Matmul m{&p.weight, p.up.data ? &p.up : nullptr, p.bias, nullptr, &x, (to ? to : row(p.out, 0)) + run.first * stride,
+                       stride, run.n_tokens, p.up.data ? Epilogue::SWIGLU : p.add ? Epilogue::ADD : Epilogue::STORE, 0, 0};
         kernels_.matmul(m, p0, p1, (uint8_t *)workers_[worker].scratch.data());
       }
     }
@@ -271,7 +281,7 @@ void Program::attend_tile(const AttentionOp &op, const BatchView &batch, const T
     kernels_.merge_split(state, part, rows, a.head_dim);
   }
   float *out = row(op.out, tile.token) + (int64_t)tile.head * a.n_group * a.head_dim;
-  kernels_.finish_rows(state, rows, a.n_group, a.head_dim, out, widths_[op.out]);
+  kernels_.finish_rows(state, op.sinks ? op.sinks + tile.head * a.n_group : nullptr, rows, a.n_group, a.head_dim, out, widths_[op.out]);
 }
 
 void Program::merge_decoded(const AttentionOp &op, const BatchView &batch, int worker) {
@@ -287,6 +297,7 @@ void Program::merge_decoded(const AttentionOp &op, const BatchView &batch, int w
     std::fill_n(state.out, (size_t)n_group * op.head_dim, 0.0f);
     for (int split = first_split(op, pos); split < n_splits(pos + 1); split++)
       kernels_.merge_split(state, partial(op, seq, head, split), n_group, op.head_dim);
-    kernels_.finish_rows(state, n_group, n_group, op.head_dim, row(op.out, token) + (int64_t)head * n_group * op.head_dim, widths_[op.out]);
+    float *out = row(op.out, token) + (int64_t)head * n_group * op.head_dim;
+    kernels_.finish_rows(state, op.sinks ? op.sinks + head * n_group : nullptr, n_group, n_group, op.head_dim, out, widths_[op.out]);
   }
 }

@@ -1,7 +1,7 @@
 // A model's forward pass, recorded once as a list of fused operations and replayed for every batch in one call.
 //
-// The model file (Python) records embed, linear, attention and head; run() executes them on all workers of a pool with a
-// barrier between phases. Knows buffers, batches and KV blocks; knows nothing of model families or of how kernels compute.
+// The model file (Python) records embed, linear, attention, experts and head; run() executes them on all workers of a pool with
+// a barrier between phases. Mixtures of experts are in experts.cpp. Knows buffers, batches and KV blocks; knows nothing of model families or of how kernels compute.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -33,14 +33,37 @@ struct AttentionOp {
   int n_heads, n_kv_heads, head_dim, window;
   int rope;             // index of the rotation table, or -1
   float scale;
+  const float *sinks;   // [n_heads] scores without a value, or null
+};
+
+// A mixture of experts is three steps. ROUTE chooses k experts for every token from their scores. EXPERTS computes the gated
+// products, a row per (token, expert) pair, pairs ordered by expert. COMBINE multiplies those with the second matrices and adds
+// the results, times the experts' weights, to each token's row of `out`.
+struct RouteOp {
+  int in;               // buffer of scores
+  int routing;          // index of the choice made, for the other two steps
+};
+
+struct ExpertsOp {
+  int in = 0, out = 0;  // buffers
+  const float *norm = nullptr;
+  float eps = 0;
+  int forms = 0;
+  std::vector<Weight> weights = {}, ups = {};                // one per expert; ups only of EXPERTS
+  const float *bias = nullptr, *up_bias = nullptr;           // [n_experts, n_rows], or null
+  Epilogue epilogue = Epilogue::STORE;
+  float alpha = 0, limit = 0;
+  int routing = 0;
 };
 
 struct Step {
-  enum Kind { EMBED, LINEAR, ATTENTION, HEAD } kind;
+  enum Kind { EMBED, LINEAR, ATTENTION, ROUTE, EXPERTS, COMBINE, HEAD } kind;
   int out = 0;                 // EMBED
   Weight table{};              // EMBED
   LinearOp linear{};           // LINEAR and HEAD
   AttentionOp attention{};     // ATTENTION
+  RouteOp route{};             // ROUTE
+  ExpertsOp experts{};         // EXPERTS and COMBINE
 };
 
 struct BatchView {
@@ -56,10 +79,14 @@ class Program {
   Program(std::shared_ptr<Pool> pool, const Kernels &kernels);
   int add_buffer(int64_t width);
   int add_rope(std::vector<double> inverse_frequencies, double scale);
+  int add_routing(int n_experts, int k);
   void add(Step step);
   void run(const BatchView &batch);
   const char *isa() const { return kernels_.isa; }
   int n_threads() const { return pool_->size(); }
+  int64_t width(int buffer) const { return widths_.at(buffer); }
+  int n_experts(int routing) const { return routings_.at(routing).n_experts; }
+  int chosen(int routing) const { return routings_.at(routing).k; }
 
  private:
   struct Rope {
@@ -78,17 +105,28 @@ class Program {
     std::vector<int16_t> codes;
     std::vector<int32_t> sums16, sums32;
     std::vector<Line> tiles;
-    void reserve(int64_t n_tokens, int64_t n_cols, bool tiled);
+    void reserve(int64_t n_tokens, int64_t n_cols, int forms);
     Activations view(int64_t n_cols, const Run &run);
   };
   struct Worker {
-    ActivationStore activations;  // of a single token
+    ActivationStore activations;  // of a single token, or of its pairs
     std::vector<Line> scratch;
     std::vector<float> scores, state;
   };
   struct Tile { int seq, head, token, n_tokens, split; };  // split -1: all splits, one after the other
 
+  struct Routing {
+    struct ExpertRun { int expert; Run run; };
+    int n_experts, k;
+    std::vector<int> expert, place;  // [n_tokens, k]: the chosen experts, best first, and where the pair stands among all
+    std::vector<float> weight;       // [n_tokens, k]
+    std::vector<int> order, counts;  // the pair at each place; scratch of the sorting
+    std::vector<ExpertRun> runs;     // the places of each expert
+    int64_t max_slots(int n_pairs, bool tiled) const;
+  };
+
   void reserve(const BatchView &batch);
+  void reserve_experts(const BatchView &batch);
   void plan_runs(const BatchView &batch);
   void add_rows(int n, std::vector<Run> &runs) const;
   void plan_attention(const BatchView &batch, const AttentionOp &op, std::vector<Tile> &tiles) const;
@@ -96,6 +134,14 @@ class Program {
   void embed(const Step &, const BatchView &, int worker);
   void linear(const LinearOp &, const std::vector<Run> &runs, const int32_t *rows, float *to, std::atomic<int> &next, int worker);
   void multiply(const LinearOp &, ActivationStore &, const std::vector<Run> &runs, float *to, std::atomic<int> &next, int worker);
+  void route(const RouteOp &, const BatchView &, int worker);
+  void choose(const float *scores, Routing &, int token) const;
+  void group(Routing &, int n_pairs) const;
+  void experts(const ExpertsOp &, const BatchView &, std::atomic<int> &next, int worker);
+  void combine(const ExpertsOp &, const BatchView &, std::atomic<int> &next, int worker);
+  void prepare_pairs(const ExpertsOp &, bool alone, int worker);
+  void multiply_expert(const ExpertsOp &, const Routing::ExpertRun &, const Activations &, float *to, int64_t p0, int64_t p1, int worker);
+  template <class F> void share_panels(const ExpertsOp &, std::atomic<int> &next, int n_runs, const F &work);
   void attention(const AttentionOp &, const BatchView &, std::atomic<int> &next, int worker);
   void append(const AttentionOp &, const BatchView &, int worker);
   void attend_tile(const AttentionOp &, const BatchView &, const Tile &, int worker);
@@ -118,4 +164,11 @@ class Program {
   ActivationStore shared_;
   std::vector<Worker> workers_;
   int64_t max_cols_ = 0;
+  int forms_ = 0;
+  std::vector<Routing> routings_;
+  std::vector<uint8_t> tiled_tokens_;                    // of the batch: whether its sequence uses the matrix unit
+  ActivationStore pairs_;
+  std::vector<float> pair_outputs_;                      // [n_pairs, n_rows] of the step at hand
+  int64_t max_pair_cols_ = 0, max_pair_rows_ = 0;
+  int pair_forms_ = 0;
 };

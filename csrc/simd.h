@@ -60,6 +60,17 @@ template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
   return {x};
 }
 INLINE i16x32 operator|(i16x32 a, i16x32 b) { return {_mm512_or_si512(a.v, b.v)}; }
+// The low (HIGH = 0) or high half of every byte, and a table's entry for every byte, which is below 16.
+template <int HIGH> INLINE i16x32 nibbles(i16x32 a) {
+  return {_mm512_and_si512(HIGH ? _mm512_srli_epi16(a.v, 4) : a.v, _mm512_set1_epi8(15))};
+}
+INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), a.v)};
+}
+// 2^(e - 127) for 16 bytes e, but 0 for e = 0.
+INLINE f32x16 load_pow2(const uint8_t *p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), 23))};
+}
 INLINE i16x32 low_bytes(i16x32 a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }  // sign-extended
 INLINE i16x32 high_bytes(i16x32 a) { return {_mm512_srai_epi16(a.v, 8)}; }
 // Adds to each row's sum the products of its two words with two activations, the same for all rows.
@@ -139,6 +150,19 @@ template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
   return {bit_field<SHIFT, WIDTH, TO>(a.lo), bit_field<SHIFT, WIDTH, TO>(a.hi)};
 }
 INLINE i16x32 operator|(i16x32 a, i16x32 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+template <int HIGH> INLINE i16x32 nibbles(i16x32 a) {
+  const __m256i low = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(HIGH ? _mm256_srli_epi16(a.lo, 4) : a.lo, low), _mm256_and_si256(HIGH ? _mm256_srli_epi16(a.hi, 4) : a.hi, low)};
+}
+INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
+  const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+  return {_mm256_shuffle_epi8(t, a.lo), _mm256_shuffle_epi8(t, a.hi)};
+}
+INLINE f32x16 load_pow2(const uint8_t *p) {
+  const __m128i b = _mm_loadu_si128((const __m128i *)p);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(b), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)), 23))};
+}
 INLINE i16x32 low_bytes(i16x32 a) {
   return {_mm256_srai_epi16(_mm256_slli_epi16(a.lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(a.hi, 8), 8)};
 }
@@ -206,6 +230,14 @@ template <int SHIFT> INLINE i32x16 shift_left(i32x16 a) { return (i32x16)((u32x1
 template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
   return (i16x32)(((u16x32)a >> SHIFT & (uint16_t)((1 << WIDTH) - 1)) << TO);
 }
+template <int HIGH> INLINE i16x32 nibbles(i16x32 a) { return (i16x32)((u16x32)a >> (HIGH ? 4 : 0) & 0x0f0f); }
+INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
+  uint8_t bytes[64];
+  memcpy(bytes, &a, 64);
+  for (int i = 0; i < 64; i++) bytes[i] = table[bytes[i]];
+  return load_any<i16x32>(bytes);
+}
+INLINE f32x16 load_pow2(const uint8_t *p) { return (f32x16)(__builtin_convertvector(load_any<u8x16>(p), u32x16) << 23); }
 INLINE i16x32 low_bytes(i16x32 a) { return (i16x32)((u16x32)a << 8) >> 8; }
 INLINE i16x32 high_bytes(i16x32 a) { return a >> 8; }
 INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {  // word 0 of a lane is its low half (little-endian)

@@ -10,5 +10,5 @@ extern const Kernels KERNELS;
 #define ISA_STRING_(x) #x
 #define ISA_STRING(x) ISA_STRING_(x)
 const Kernels KERNELS = {ISA_STRING(ISA_NAMESPACE), prepare, matmul, unpack_row, rope, append_kv,
-                         attend_split,              merge_split, finish_rows};
+                         attend_split,              merge_split, finish_rows, add_scaled};
 }  // namespace ISA_NAMESPACE

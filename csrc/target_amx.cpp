@@ -10,5 +10,5 @@
 namespace amx {
 extern const Kernels KERNELS;
 const Kernels KERNELS = {"amx",        prepare_tiles, matmul_tiles, unpack_row, rope, append_kv,
-                         attend_split, merge_split,   finish_rows,  TILE_TOKENS};
+                         attend_split, merge_split,   finish_rows,  add_scaled, TILE_TOKENS};
 }  // namespace amx

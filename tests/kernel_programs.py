@@ -42,6 +42,8 @@ def random_tensor(name: str, n_rows: int, n_cols: int, seed: int) -> QTensor:
     for field in fmt.layout.names or ():
         if fmt.layout[field].base == np.dtype(np.float16):
             blocks[field] = rng.uniform(-0.01, 0.01, blocks[field].shape).astype(np.float16)
+    if name == "MXFP4":
+        blocks["e"] = rng.integers(116, 122, blocks["e"].shape)
     return QTensor(fmt, (n_rows, n_cols), data)
 
 
@@ -74,7 +76,14 @@ class AttentionProgram:
     """q, k and v straight from the embeddings, attention, and its output as logits."""
 
     def __init__(
-        self, backend: Backend, n_tokens: int, n_heads: int, n_kv: int, dim: int, window: int | None = None
+        self,
+        backend: Backend,
+        n_tokens: int,
+        n_heads: int,
+        n_kv: int,
+        dim: int,
+        window: int | None = None,
+        sinks: Float32Array | None = None,
     ) -> None:
         rng = np.random.default_rng(0)
         hidden = 32
@@ -84,7 +93,7 @@ class AttentionProgram:
         q, k, v = ops.linear(x, [backend.matrix(f32(w)) for w in weights])
         spec = KVSpec("full" if window is None else "window", n_kv, dim, dim, window)
         rope = Rope(1e4 ** (-np.arange(0, dim, 2) / dim))
-        out = ops.attend(q, k, v, spec, rope=rope, scale=dim**-0.5)
+        out = ops.attend(q, k, v, spec, rope=rope, scale=dim**-0.5, sinks=sinks)
         ops.head(out, backend.matrix(f32(np.eye(n_heads * dim))))
         self.program = backend.compile(ops)
 

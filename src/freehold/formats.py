@@ -4,8 +4,9 @@ Owns the table FORMATS, one entry per format: its spellings in GGUF and safetens
 a decoder. The decoders are the oracle for the kernels: they compute in float32 in ggml's order of operations, so that
 they are bit-equal to it. A new format is one decoder and one entry. Knows nothing of files or kernels.
 
-Layouts and element orders follow ggml's block structures (ggml-common.h); in the names, `d` is a block's scale, `m` and
-`dmin` its minimum, `qs` the low bits of the quantised numbers, `qh` and `hmask` their high bits.
+Layouts and element orders follow ggml's block structures (ggml-common.h); in the names, `d` is a block's scale (`e` if
+only its exponent is stored), `m` and `dmin` its minimum, `qs` the low bits of the quantised numbers, `qh` and `hmask`
+their high bits. MXFP4 has a second layout, Hugging Face's, with the scales in an array of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ Blocks = npt.NDArray[Any]
 
 _CHUNK_ELEMENTS = 1 << 18
 """Numbers decoded at once, so that the temporaries stay in the cache and small beside the result."""
+
+MXFP4_BLOCK = 32
+E8M0_NAN = 255
+_TWICE_E2M1: Float32Array = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+_HALF_OF_E8M0: Float32Array = np.ldexp(np.float32(1), np.arange(-128, 128, dtype=np.int32))  # the lowest are subnormal
 
 
 @dataclass(frozen=True)
@@ -52,38 +58,79 @@ class Format:
 
 @dataclass(frozen=True, eq=False)
 class QTensor:
-    """A tensor as its file stores it. `data` is usually a read-only view of a mapped file, of any alignment."""
+    """A tensor as its file stores it. `data` is usually a read-only view of a mapped file, of any alignment.
+
+    The bytes of a row are contiguous; rows may be any fixed distance apart, as where a file interleaves two matrices.
+    With `scales`, which only MXFP4 has, a block is 16 bytes of `data`, byte b holding elements 2b (low nibble) and
+    2b + 1, and the matching byte of `scales`, its e8m0 scale. Without, it is a whole block of `format.layout`.
+    """
 
     format: Format
-    shape: tuple[int, ...]  # row-major; the last axis is the input dimension and is contiguous
-    data: UInt8Array  # [rows, row_bytes]; a tensor of fewer than two dimensions is one row
+    shape: tuple[int, ...]  # row-major; the last axis is the input dimension
+    data: UInt8Array  # [rows, row_bytes], rows of all leading axes; a tensor of fewer than two dimensions is one row
+    scales: UInt8Array | None = None  # [rows, blocks]
 
     def __post_init__(self) -> None:
-        n_cols = self.shape[-1] if self.shape else 1
-        expected = (math.prod(self.shape[:-1]), self.format.row_bytes(n_cols))
+        n_rows, n_cols = math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
+        row_bytes = self.format.row_bytes(n_cols)
+        if self.scales is not None:
+            assert self.format.name == "MXFP4", f"{self.format.name} keeps its scales in its blocks"
+            n_blocks = n_cols // MXFP4_BLOCK
+            row_bytes -= n_blocks
+            assert self.scales.dtype == np.uint8
+            assert self.scales.shape == (n_rows, n_blocks), f"{self.scales.shape} is not {(n_rows, n_blocks)}"
+        expected = (n_rows, row_bytes)
         assert self.data.dtype == np.uint8
         assert self.data.shape == expected, f"{self.data.shape} is not {expected}"
 
     @property
     def n_bytes(self) -> int:
         """Bytes as stored."""
-        return self.data.nbytes
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def expert(self, index: int) -> QTensor:
+        """Matrix [rows, cols] number `index` of a tensor [experts, rows, cols]; a view."""
+        n_experts, n_rows, n_cols = self.shape
+        assert 0 <= index < n_experts
+        rows = slice(index * n_rows, (index + 1) * n_rows)
+        scales = None if self.scales is None else self.scales[rows]
+        return QTensor(self.format, (n_rows, n_cols), self.data[rows], scales)
+
+    def find_nan_scale(self) -> tuple[int, int] | None:
+        """Row and block of the first MXFP4 scale that is e8m0's 255, which stands for no number; None if all are sound.
+
+        Reads every scale, which for scales inside blocks means every page of the tensor.
+        """
+        if self.format.name != "MXFP4":
+            return None
+        scales = self.data.view(self.format.layout)["e"] if self.scales is None else self.scales  # [rows, blocks]
+        if scales.size == 0 or scales.max() < E8M0_NAN:
+            return None
+        row, block = np.argwhere(scales == E8M0_NAN)[0].tolist()
+        return row, block
 
     def to_float32(self) -> Float32Array:
         """The numbers, in `shape`. Always a copy."""
-        return decode(self.format, self.data).reshape(self.shape)
+        return decode(self.format, self.data, self.scales).reshape(self.shape)
 
 
-def decode(fmt: Format, data: UInt8Array) -> Float32Array:
-    """Decode rows of bytes [rows, row_bytes] to numbers [rows, cols]; bit-equal to ggml's own decoding."""
-    blocks = data.view(fmt.layout)  # [rows, blocks]
-    rows, n_cols = blocks.shape[0], blocks.shape[1] * fmt.block
-    out = np.empty((rows, n_cols), np.float32)
+def decode(fmt: Format, data: UInt8Array, scales: UInt8Array | None = None) -> Float32Array:
+    """Decode rows of bytes [rows, row_bytes] to numbers [rows, cols]; bit-equal to ggml's own decoding.
+
+    data and scales as in `QTensor`; without scales they are ggml's blocks.
+    """
+    n_rows = len(data)
+    n_cols = data.shape[1] // fmt.n_bytes * fmt.block if scales is None else data.shape[1] * 2
+    out = np.empty((n_rows, n_cols), np.float32)
     step = max(1, _CHUNK_ELEMENTS // max(1, n_cols))
     with np.errstate(invalid="ignore", over="ignore"):  # a hostile scale may be inf or NaN; the numbers then are too
-        for row in range(0, rows, step):
-            chunk = blocks[row : row + step]
-            out[row : row + step] = fmt.decoder(chunk).reshape(len(chunk), n_cols)
+        for row in range(0, n_rows, step):
+            rows = slice(row, row + step)
+            if scales is None:
+                numbers = fmt.decoder(data[rows].view(fmt.layout))
+            else:
+                numbers = _decode_split_mxfp4(data[rows], scales[rows])
+            out[rows] = numbers.reshape(out[rows].shape)
     return out
 
 
@@ -185,6 +232,20 @@ def _decode_q6_k(b: Blocks) -> Float32Array:
     return scale[..., None] * _groups(q, 16)
 
 
+def _e2m1_times_e8m0(codes: UInt8Array, scales: UInt8Array) -> Float32Array:
+    """Codes [..., 32] under scales [...]. As in ggml, the numbers are doubled, the scales halved, and -0 is 0."""
+    return _HALF_OF_E8M0[scales][..., None] * _TWICE_E2M1[codes]
+
+
+def _decode_mxfp4(b: Blocks) -> Float32Array:
+    return _e2m1_times_e8m0(_unpack(b["qs"], 4, 16), b["e"])
+
+
+def _decode_split_mxfp4(nibbles: UInt8Array, scales: UInt8Array) -> Float32Array:
+    """Hugging Face's layout: nibbles [rows, blocks * 16] in the order of the elements, scales [rows, blocks]."""
+    return _e2m1_times_e8m0(_unpack(nibbles.reshape(*scales.shape, MXFP4_BLOCK // 2), 4, 1), scales)
+
+
 def _layout(**fields: str) -> np.dtype[Any]:
     """A packed little-endian structure; "16u1" is sixteen bytes."""
     return np.dtype(list(fields.items()))
@@ -208,6 +269,7 @@ FORMATS: Mapping[str, Format] = _table(
     Format("Q4_K", 12, None, 256, _layout(d="<f2", dmin="<f2", scales="12u1", qs="128u1"), _decode_q4_k),
     Format("Q5_K", 13, None, 256, _layout(d="<f2", dmin="<f2", scales="12u1", qh="32u1", qs="128u1"), _decode_q5_k),
     Format("Q6_K", 14, None, 256, _layout(ql="128u1", qh="64u1", scales="16i1", d="<f2"), _decode_q6_k),
+    Format("MXFP4", 39, None, MXFP4_BLOCK, _layout(e="u1", qs="16u1"), _decode_mxfp4),
 )
 """Every format Freehold reads, by name."""
 

@@ -91,3 +91,18 @@ def test_indices_are_checked_before_they_become_addresses(change: dict[str, list
     fields |= {name: np.array(value, np.int32) for name, value in change.items()}
     with pytest.raises(KernelError, match=message):
         program.run(type(good)(**fields), program.new_kv(2))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_sinks_take_their_part_of_the_softmax(isa: str) -> None:
+    """In prefill, in decode over one split and over several; also sinks far above and below every score."""
+    sinks = np.array([0.5, -3, 40, -200, 2, 1], np.float32)
+    n = 600
+    expected = AttentionProgram(ReferenceBackend(), n, 6, 2, 32, sinks=sinks).run(batch([(0, n)]))
+    program = AttentionProgram(NativeBackend(2, isa), n, 6, 2, 32, sinks=sinks)
+    kv = program.new_kv()
+    got = program.run(batch([(0, n)]), kv)
+    tolerance = 8e-3 if isa == "amx" else 4e-3
+    assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
+    again = program.run(batch([(n - 1, 1)], tokens=[n - 1]), kv)
+    assert np.linalg.norm(again[0] - expected[-1]) <= tolerance * np.linalg.norm(expected[-1])

@@ -1,4 +1,4 @@
-"""The Llama family against transformers' logits (tests/golden/llama), and its refusals."""
+"""The Llama family: its KV layout, its refusals, its rotary scaling. Its logits are checked in test_goldens.py."""
 
 from __future__ import annotations
 
@@ -11,87 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.core import KV_BLOCK, Batch, Float32Array
+from freehold.core import KV_BLOCK
 from freehold.errors import FreeholdError, ModelFileError, UnsupportedError
 from freehold.models import load_model
-from freehold.models.common import LoadedModel
 from freehold.weights import open_checkpoint
-from kernel_programs import VECTOR_ISAS
+from golden_models import load_golden
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama"
 
 
-def load(**options: Any) -> LoadedModel:
-    with open_checkpoint(GOLDEN) as checkpoint:
-        return load_model(checkpoint, **options)
-
-
-def step(model: LoadedModel, ids: np.ndarray, start: int, kv: Any) -> Float32Array:
-    n = len(ids)
-    batch = Batch(
-        tokens=ids.astype(np.int32),
-        positions=np.arange(start, start + n, dtype=np.int32),
-        seq_starts=np.array([0, n], np.int32),
-        block_table=np.arange(kv.n_blocks, dtype=np.int32)[None],
-        logit_rows=np.arange(n, dtype=np.int32),
-    )
-    logits: Float32Array = model.forward(batch, kv)
-    return logits
-
-
-def log_softmax(x: Float32Array) -> Float32Array:
-    shifted: Float32Array = x - x.max(-1, keepdims=True)
-    result: Float32Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    return dict(np.load(GOLDEN / "golden.npz"))
-
-
-def test_reference_equals_transformers(golden: dict[str, np.ndarray]) -> None:
-    model = load(precision="reference")
-    logits = step(model, golden["input_ids"], 0, model.new_kv(8))
-    assert np.abs(logits - golden["logits"]).max() <= 2e-3
-
-
-def test_exact_is_close_to_transformers(golden: dict[str, np.ndarray]) -> None:
-    model = load(precision="exact")
-    logits = step(model, golden["input_ids"], 0, model.new_kv(8))
-    expected = log_softmax(golden["logits"])
-    kl = (np.exp(expected) * (expected - log_softmax(logits))).sum(-1)
-    assert kl.mean() <= 1e-3
-    assert (logits.argmax(-1) == golden["logits"].argmax(-1)).mean() >= 0.99
-
-
-@pytest.mark.parametrize("precision", ["reference", "exact"])
-def test_greedy_continuation(golden: dict[str, np.ndarray], precision: str) -> None:
-    model = load(precision=precision)
-    kv = model.new_kv(8)
-    logits = step(model, golden["input_ids"], 0, kv)
-    position = len(golden["input_ids"])
-    for expected, margin in zip(golden["greedy_ids"], golden["greedy_margin"], strict=True):
-        chosen = int(logits[-1].argmax())
-        if margin < 0.1:
-            break
-        assert chosen == expected
-        logits = step(model, np.array([chosen]), position, kv)
-        position += 1
-
-
-def test_step_by_step_equals_prefill(golden: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FREEHOLD_ISA", VECTOR_ISAS[-1])  # on tiles prefill rounds to bf16 what decode does not
-    model = load()
-    ids = golden["input_ids"]
-    whole = step(model, ids, 0, model.new_kv(8))
-    kv = model.new_kv(8)
-    for i in range(len(ids)):
-        assert np.array_equal(step(model, ids[i : i + 1], i, kv)[0], whole[i])
-
-
 def test_kv_blocks_hold_kv_block_tokens() -> None:
-    model = load()
+    model = load_golden("llama")
     spec = model.kv_specs[0]
     assert model.new_kv(3).data.nbytes == 3 * KV_BLOCK * len(model.kv_specs) * spec.elements_per_token() * 2  # type: ignore[attr-defined]
 
@@ -132,7 +62,7 @@ def test_configs_that_do_not_fit_are_refused(
         load_model(checkpoint)
 
 
-def test_llama3_factors_from_a_tensor_equal_the_config(golden: dict[str, np.ndarray]) -> None:
+def test_llama3_factors_from_a_tensor_equal_the_config() -> None:
     """GGUF stores the scaling of rotary frequencies as divisors in a tensor."""
     from freehold.models.common import Config, read_rope
 

@@ -78,7 +78,7 @@ void check_products(Format format) {
   const std::vector<uint8_t> source = random_matrix(format);
   Weight w{nullptr, N_ROWS, N_COLS, format};
   std::vector<uint8_t> packed((size_t)w.n_panels() * w.panel_size()), scratch(MATMUL_SCRATCH);
-  pack_panels(source.data(), source.size() / N_ROWS, w, packed.data(), 0, w.n_panels());
+  pack_panels({w.format, source.data(), source.size() / N_ROWS, nullptr, 0}, w, packed.data(), 0, w.n_panels());
   w.data = packed.data();
 
   std::vector<float> rows((size_t)N_ROWS * N_COLS);
@@ -91,7 +91,7 @@ void check_products(Format format) {
     Room forms(n_tokens);
     for (int t = 0; t < n_tokens; t++)
       kernels.prepare(&x[(size_t)t * N_COLS], norm.data(), 1e-5f, scheme(format).integer ? CODES : VALUES, forms.view, t);
-    kernels.matmul({&w, nullptr, nullptr, &forms.view, out.data(), N_ROWS, n_tokens, Epilogue::STORE}, 0, w.n_panels(), scratch.data());
+    kernels.matmul({&w, nullptr, nullptr, nullptr, &forms.view, out.data(), N_ROWS, n_tokens, Epilogue::STORE, 0, 0}, 0, w.n_panels(), scratch.data());
 
     double worst = 0, largest = 0;
     for (int t = 0; t < n_tokens; t++) {
@@ -153,7 +153,7 @@ void check_attention(int n, int n_group, int dim, int window) {
       kernels.merge_split(total, part, n_group, dim);
     }
     float *to = &out[(size_t)t * n_group * dim];
-    kernels.finish_rows(total, n_group, n_group, dim, to, n_group * dim);
+    kernels.finish_rows(total, nullptr, n_group, n_group, dim, to, n_group * dim);
     for (int g = 0; g < n_group; g++) {
       std::vector<double> weights(t + 1);
       double sum = 0;

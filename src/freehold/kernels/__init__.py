@@ -12,17 +12,19 @@ from freehold.kernels.native import (
     isa,
     measure_bandwidth,
 )
-from freehold.kernels.ops import Matrix, Norm, Ops, Rope, Value
+from freehold.kernels.ops import Clamp, Matrix, Norm, Ops, Rope, Routing, Value
 from freehold.kernels.reference import ReferenceBackend
 
 __all__ = [
     "FORMATS",
+    "Clamp",
     "Matrix",
     "NativeBackend",
     "Norm",
     "Ops",
     "ReferenceBackend",
     "Rope",
+    "Routing",
     "Value",
     "available_isas",
     "explain_isa",

@@ -13,12 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
-from freehold.errors import KernelError, UnsupportedError
+from freehold.errors import KernelError, ModelFileError, UnsupportedError
 from freehold.formats import QTensor
 from freehold.kernels import _kernels
-from freehold.kernels.ops import Attend, Embed, GatedLinear, Head, Linear, Norm, Op, Ops, Rope, Value
+from freehold.kernels.ops import (
+    Attend,
+    Combine,
+    Embed,
+    Experts,
+    GatedLinear,
+    Head,
+    Linear,
+    Norm,
+    Op,
+    Ops,
+    Rope,
+    Route,
+    Value,
+)
 
-FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_NAMES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4"
+FORMATS = tuple(_NAMES.split())
 """Formats with kernels, in the order of csrc/formats.h."""
 
 SMALL_BYTES = 4 << 20
@@ -28,6 +43,9 @@ another thread needs a core for its text."""
 WAITING_BYTES = 16 << 20
 """Small matrices wait until there are so many bytes of them. One call then packs them all without the interpreter lock,
 which the thread of the text holds for tens of milliseconds at a time."""
+
+_Source = tuple[int, npt.NDArray[np.uint8], "npt.NDArray[np.uint8] | None"]
+"""A matrix's bytes as the extension takes them: format, rows, and scales where they are stored apart."""
 
 assert _kernels.KV_BLOCK == KV_BLOCK
 
@@ -86,33 +104,41 @@ class NativeBackend:
         self._pool = _kernels.Pool(n_threads)
         self._caller = _kernels.Pool(1)  # no worker beside the calling thread
         self._arena = _kernels.Arena(expected_bytes)
-        self._waiting: list[tuple[_kernels.Packed, npt.NDArray[np.uint8]]] = []
+        self._waiting: list[tuple[_kernels.Packed, _Source, str]] = []
         self._waiting_bytes = 0
 
-    def matrix(self, tensor: QTensor) -> _kernels.Packed:
+    def matrix(self, tensor: QTensor, to: str | None = None, label: str = "a tensor") -> _kernels.Packed:
         """Pack a two-dimensional tensor, at the latest in `compile`; its bytes must stay readable until then.
 
-        Raises UnsupportedError for a format without kernels.
+        `to` is a format to round it to: Q8_0, from BF16. `label` names the tensor in errors: UnsupportedError for a
+        format without kernels, ModelFileError, here or in `compile`, for MXFP4 scales that stand for no number.
         """
         name = tensor.format.name
         if name not in FORMATS:
             raise UnsupportedError(f"no kernels for {name} weights; formats with kernels: {', '.join(FORMATS)}")
-        data = np.ascontiguousarray(tensor.data)
-        packed = _kernels.reserve(self._arena, FORMATS.index(name), *tensor.shape)
-        if data.nbytes >= SMALL_BYTES:
-            _kernels.fill(self._pool, [packed], [data])
+        source = (FORMATS.index(name), tensor.data, tensor.scales)
+        packed = _kernels.reserve(self._arena, FORMATS.index(to or name), *tensor.shape)
+        if tensor.n_bytes >= SMALL_BYTES:
+            self._fill(self._pool, [(packed, source, label)])
             return packed
-        self._waiting.append((packed, data))
-        self._waiting_bytes += data.nbytes
+        self._waiting.append((packed, source, label))
+        self._waiting_bytes += tensor.n_bytes
         if self._waiting_bytes >= WAITING_BYTES:
             self.pack_waiting()
         return packed
 
     def pack_waiting(self) -> None:
         """Pack the small matrices that `matrix` left for later."""
-        _kernels.fill(self._caller, [packed for packed, _ in self._waiting], [data for _, data in self._waiting])
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        self._fill(self._caller, waiting)
+
+    def _fill(self, pool: _kernels.Pool, work: Sequence[tuple[_kernels.Packed, _Source, str]]) -> None:
+        damaged = _kernels.fill(pool, [packed for packed, _, _ in work], [source for _, source, _ in work])
+        if damaged >= 0:
+            raise ModelFileError(
+                f"{work[damaged][2]} has an MXFP4 scale of 255, which stands for no number; the file is damaged, "
+                f"so fetch it again"
+            )
 
     def n_bytes(self, matrix: _kernels.Packed) -> int:
         """Bytes of a packed matrix."""
@@ -131,6 +157,7 @@ class NativeProgram:
         self._program = program
         self._layer_offsets = _layer_offsets(ops.kv_specs)
         self._ropes: dict[int, int] = {}
+        self._routings: dict[int, int] = {}
         self._buffers = _Buffers(program, ops.records)
         for index, op in enumerate(ops.records):
             self._lower(op)
@@ -160,6 +187,16 @@ class NativeProgram:
                 program.gated(buffer(x), *_norm(norm), gate, up, buffer(out))
             case Attend():
                 self._lower_attend(op)
+            case Route(scores, out):
+                self._routings[out.id] = program.route(buffer(scores), out.n_experts, out.k)
+            case Experts(x, norm, routing, gates, ups, gate_bias, up_bias, clamp, out):
+                bounds = None if clamp is None else (clamp.alpha, clamp.limit)
+                chosen = self._routings[routing.id]
+                program.experts(
+                    buffer(x), *_norm(norm), chosen, list(gates), list(ups), gate_bias, up_bias, bounds, buffer(out)
+                )
+            case Combine(x, routing, weights, bias, out):
+                program.combine(buffer(x), self._routings[routing.id], list(weights), bias, buffer(out))
             case Head(x, norm, weight):
                 self._n_vocab = weight.shape[0]
                 program.head(buffer(x), *_norm(norm), weight)
@@ -178,7 +215,7 @@ class NativeProgram:
         b = self._buffers.of
         self._program.attention(
             b(op.q), b(op.k), b(op.v), b(op.out), self._layer_offsets[op.layer],
-            op.n_heads, op.kv.n_heads, op.kv.k_dim, op.kv.window or 0, self._rope(op.rope), op.scale,
+            op.n_heads, op.kv.n_heads, op.kv.k_dim, op.kv.window or 0, self._rope(op.rope), op.scale, op.sinks,
         )  # fmt: skip
 
     def _rope(self, rope: Rope | None) -> int:
@@ -234,5 +271,9 @@ def _touched(op: Op) -> tuple[Value, ...]:
             return (op.x, op.out)
         case Attend():
             return (op.q, op.k, op.v, op.out)
+        case Route():
+            return (op.scores,)
+        case Experts() | Combine():
+            return (op.x, op.out)
         case Head():
             return (op.x,)

@@ -81,6 +81,52 @@ class Attend:
     kv: KVSpec
     rope: Rope | None
     scale: float
+    sinks: Float32Array | None  # [n_heads]
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """A gated activation with bounds, as gpt-oss has it: g * sigmoid(alpha * g) * (u + 1), g <= limit, |u| <= limit."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which k of n_experts each token goes to, and their weights."""
+
+    id: int
+    n_experts: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Route:
+    scores: Value
+    out: Routing
+
+
+@dataclass(frozen=True)
+class Experts:
+    x: Value
+    norm: Norm | None
+    routing: Routing
+    gates: tuple[Matrix, ...]
+    ups: tuple[Matrix, ...]
+    gate_bias: Float32Array | None  # [n_experts, n_rows]
+    up_bias: Float32Array | None
+    clamp: Clamp | None  # None: silu(g) * u
+    out: Value  # k rows per token, side by side
+
+
+@dataclass(frozen=True)
+class Combine:
+    x: Value
+    routing: Routing
+    weights: tuple[Matrix, ...]
+    bias: Float32Array | None  # [n_experts, n_rows]
+    out: Value  # a residual that is added to
 
 
 @dataclass(frozen=True)
@@ -90,7 +136,7 @@ class Head:
     weight: Matrix
 
 
-Op = Embed | Linear | GatedLinear | Attend | Head
+Op = Embed | Linear | GatedLinear | Attend | Route | Experts | Combine | Head
 
 
 class Ops:
@@ -100,6 +146,7 @@ class Ops:
         self.records: list[Op] = []
         self.kv_specs: list[KVSpec] = []
         self._n_values = 0
+        self._n_routings = 0
 
     def _value(self, width: int) -> Value:
         self._n_values += 1
@@ -135,25 +182,80 @@ class Ops:
         self.records.append(GatedLinear(x, norm, gate, up, out))
         return out
 
-    def attend(self, q: Value, k: Value, v: Value, kv: KVSpec, *, rope: Rope | None, scale: float) -> Value:
-        """Append k and v to the next layer's KV storage and attend causally; q and k are rotated first."""
+    def attend(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        kv: KVSpec,
+        *,
+        rope: Rope | None,
+        scale: float,
+        sinks: Float32Array | None = None,
+    ) -> Value:
+        """Append k and v to the next layer's KV storage and attend causally; q and k are rotated first.
+
+        sinks: [n_heads] scores that take part in each softmax without adding to its result.
+        """
         out = self._value(q.width)
         layer = len(self.kv_specs)
         self.kv_specs.append(kv)
-        self.records.append(Attend(q, k, v, out, layer, q.width // kv.k_dim, kv, rope, scale))
+        self.records.append(Attend(q, k, v, out, layer, q.width // kv.k_dim, kv, rope, scale, sinks))
         return out
 
-    def matrices_read(self) -> list[Matrix]:
-        """The matrices that every step reads whole, each once; of an embedding table it reads only its tokens' rows."""
-        found: dict[int, Matrix] = {}
+    def route(self, scores: Value, k: int) -> Routing:
+        """The k experts of the highest scores, the first of equals; their weights are the softmax over those k."""
+        routing = Routing(self._n_routings, scores.width, k)
+        self._n_routings += 1
+        self.records.append(Route(scores, routing))
+        return routing
+
+    def experts(
+        self,
+        x: Value,
+        routing: Routing,
+        gates: Sequence[Matrix],
+        ups: Sequence[Matrix],
+        *,
+        norm: Norm | None = None,
+        gate_bias: Float32Array | None = None,
+        up_bias: Float32Array | None = None,
+        clamp: Clamp | None = None,
+    ) -> Value:
+        """The gated activation of every chosen expert, for `combine`."""
+        out = self._value(routing.k * gates[0].shape[0])
+        self.records.append(Experts(x, norm, routing, tuple(gates), tuple(ups), gate_bias, up_bias, clamp, out))
+        return out
+
+    def combine(
+        self, x: Value, routing: Routing, weights: Sequence[Matrix], residual: Value, bias: Float32Array | None = None
+    ) -> Value:
+        """residual + the weighted sum of weights[e] @ x + bias[e] over each token's experts, written over it."""
+        self.records.append(Combine(x, routing, tuple(weights), bias, residual))
+        return residual
+
+    def matrices_read(self) -> list[tuple[Matrix, float]]:
+        """The matrices that a step of one token reads, each once, with the share of them that it reads on average.
+
+        Of an embedding table it reads only one row, of a layer's experts those that were chosen.
+        """
+        found: dict[int, tuple[Matrix, float]] = {}
         for op in self.records:
+            share = 1.0
             match op:
                 case Linear(_, _, weights):
-                    found.update((id(weight), weight) for weight in weights)
+                    read = weights
                 case GatedLinear(_, _, gate, up):
-                    found.update({id(gate): gate, id(up): up})
+                    read = (gate, up)
+                case Experts(_, _, routing, gates, ups):
+                    read, share = (*gates, *ups), routing.k / routing.n_experts
+                case Combine(_, routing, weights):
+                    read, share = weights, routing.k / routing.n_experts
                 case Head(_, _, weight):
-                    found[id(weight)] = weight
+                    read = (weight,)
+                case _:
+                    read = ()
+            found.update((id(matrix), (matrix, share)) for matrix in read)
         return list(found.values())
 
     def head(self, x: Value, weight: Matrix, *, norm: Norm | None = None) -> None:

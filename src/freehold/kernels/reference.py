@@ -8,10 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
 from freehold.formats import QTensor
-from freehold.kernels.ops import Attend, Embed, GatedLinear, Head, Linear, Norm, Op, Ops, Rope
+from freehold.kernels.ops import (
+    Attend,
+    Combine,
+    Embed,
+    Experts,
+    GatedLinear,
+    Head,
+    Linear,
+    Norm,
+    Op,
+    Ops,
+    Rope,
+    Route,
+)
 
 
 class ReferenceKV:
@@ -27,7 +41,8 @@ class ReferenceKV:
 class ReferenceBackend:
     """The numpy backend. Matrices are float32 arrays [n_rows, n_cols]."""
 
-    def matrix(self, tensor: QTensor) -> Float32Array:
+    def matrix(self, tensor: QTensor, to: str | None = None, label: str = "") -> Float32Array:
+        """The numbers as stored: the oracle rounds nothing, whatever `to` says."""
         return tensor.to_float32()
 
     def n_bytes(self, matrix: Float32Array) -> int:
@@ -49,6 +64,7 @@ class ReferenceProgram:
 
     def run(self, batch: Batch, kv: ReferenceKV) -> Float32Array:
         values: dict[int, Float32Array] = {}
+        chosen: dict[int, tuple[npt.NDArray[np.intp], Float32Array]] = {}  # experts and weights [n_tokens, k]
         for op in self._records:
             match op:
                 case Embed(table, out):
@@ -64,6 +80,13 @@ class ReferenceProgram:
                     values[out.id] = g / (1 + np.exp(-g)) * (inputs @ up.T)
                 case Attend():
                     values[op.out.id] = _attend(op, batch, kv, values[op.q.id], values[op.k.id], values[op.v.id])
+                case Route(scores, routing):
+                    chosen[routing.id] = _choose(values[scores.id], routing.k)
+                case Experts():
+                    experts, _ = chosen[op.routing.id]
+                    values[op.out.id] = _expert_rows(op, _normalise(values[op.x.id], op.norm), experts)
+                case Combine(x, routing, weights, bias, out):
+                    values[out.id] = _combine(values[x.id], *chosen[routing.id], weights, bias, values[out.id])
                 case Head(x, norm, weight):
                     logits: Float32Array = _normalise(values[x.id][batch.logit_rows], norm) @ weight.T
         return logits
@@ -109,6 +132,48 @@ def _attend(
             kv_head = h * n_kv // op.n_heads
             scores = q[mine, h] @ keys[slots, kv_head].T * np.float32(op.scale)
             scores[hidden] = -np.inf
-            p = np.exp(scores - scores.max(-1, keepdims=True))
-            out[mine, h] = p / p.sum(-1, keepdims=True) @ values[slots, kv_head]
+            sink = np.float32(-np.inf) if op.sinks is None else op.sinks[h]
+            largest = np.maximum(scores.max(-1, keepdims=True), sink)
+            p = np.exp(scores - largest)
+            out[mine, h] = p / (p.sum(-1, keepdims=True) + np.exp(sink - largest)) @ values[slots, kv_head]
     return out.reshape(n_tokens, -1)
+
+
+def _choose(scores: Float32Array, k: int) -> tuple[npt.NDArray[np.intp], Float32Array]:
+    order = np.argsort(-scores, axis=-1, kind="stable")[:, :k]  # stable: of equal scores the first
+    best = np.take_along_axis(scores, order, -1)
+    weights = np.exp(best - best[:, :1])
+    return order, weights / weights.sum(-1, keepdims=True)
+
+
+def _expert_rows(op: Experts, x: Float32Array, experts: npt.NDArray[np.intp]) -> Float32Array:
+    """[n_tokens, k * n_rows]"""
+    rows = np.empty((*experts.shape, op.gates[0].shape[0]), np.float32)
+    for e in np.unique(experts):
+        tokens, slots = np.nonzero(experts == e)
+        gate = x[tokens] @ op.gates[e].T + (0 if op.gate_bias is None else op.gate_bias[e])
+        up = x[tokens] @ op.ups[e].T + (0 if op.up_bias is None else op.up_bias[e])
+        if op.clamp is None:
+            rows[tokens, slots] = gate / (1 + np.exp(-gate)) * up
+        else:
+            gate, up = np.minimum(gate, op.clamp.limit), np.clip(up, -op.clamp.limit, op.clamp.limit)
+            rows[tokens, slots] = gate / (1 + np.exp(-op.clamp.alpha * gate)) * (up + 1)
+    return rows.reshape(len(x), -1)
+
+
+def _combine(
+    x: Float32Array,
+    experts: npt.NDArray[np.intp],
+    shares: Float32Array,
+    weights: Sequence[Float32Array],
+    bias: Float32Array | None,
+    residual: Float32Array,
+) -> Float32Array:
+    rows = x.reshape(*experts.shape, -1)  # [n_tokens, k, n_cols]
+    out = residual.copy()
+    for slot in range(experts.shape[1]):
+        for e in np.unique(experts[:, slot]):
+            tokens = np.nonzero(experts[:, slot] == e)[0]
+            y = rows[tokens, slot] @ weights[e].T + (0 if bias is None else bias[e])
+            out[tokens] += shares[tokens, slot, None] * y
+    return out

@@ -6,19 +6,26 @@ forward pass. What is not listed is refused by name.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Literal, Protocol, get_args
 
 from freehold.errors import RequestError, UnsupportedError
+from freehold.formats import FORMATS
 from freehold.kernels import NativeBackend, ReferenceBackend
-from freehold.models import llama
-from freehold.models.common import Backend, Config, LoadedModel, Loader, Progress, Weights
+from freehold.models import gpt_oss, llama
+from freehold.models.common import Backend, Config, LoadedModel, Loader, Progress, Weights, rounded_format
 
 Precision = Literal["reference", "exact", "fast"]
 """reference: numpy in float32, the oracle. exact: the kernels; they keep weights exact, except on the amx level,
 whose tiles round to bf16 (docs/kernels.md). fast: the same, until a format has a quicker, coarser kernel."""
 
-FAMILIES = {model_type: family for family in (llama,) for model_type in family.MODEL_TYPES}
+Rounding = Literal["int8", "native"]
+"""int8: the bfloat16 matrices that a family names in ROUNDED are packed as Q8_0, blocks of 32 with a scale each.
+native: every weight stays as published. The reference precision rounds nothing either way."""
+
+_MODULES: tuple[Any, ...] = (gpt_oss, llama)
+FAMILIES = {model_type: family for family in _MODULES for model_type in family.MODEL_TYPES}
 
 
 class CheckpointLike(Weights, Protocol):
@@ -37,16 +44,40 @@ def load_model(
     precision: Precision = "exact",
     n_threads: int | None = None,
     backend: Backend | None = None,
+    rounding: Rounding = "int8",
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a checkpoint's weights into a runnable model.
 
     n_threads: workers of the kernels; None uses every core this process may run on. backend: one from `make_backend`,
-    which then decides precision and threads. The checkpoint may be closed after.
+    which then decides precision and threads. rounding: of bfloat16 weights. The checkpoint may be closed after.
     Raises UnsupportedError for an architecture or config that is not implemented, ModelFileError for tensors that do
     not fit the config, RequestError for an unknown precision.
     """
+    if rounding not in get_args(Rounding):
+        raise RequestError(f"rounding is {rounding!r}; expected one of {', '.join(get_args(Rounding))}")
     backend = backend or make_backend(precision, n_threads, checkpoint.n_bytes)
+    family = _family(checkpoint)
+    loader = Loader(checkpoint, backend, progress, family.ROUNDED if rounding == "int8" else ())
+    ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
+    return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
+
+
+def resident_bytes(checkpoint: CheckpointLike, precision: Precision, rounding: Rounding) -> int:
+    """Bytes the weights take once loaded: as stored, rounded, or as float32 for the oracle."""
+    if precision == "reference":
+        return sum(4 * math.prod(checkpoint.get(name).shape) for name in checkpoint.names)
+    rounded = _family(checkpoint).ROUNDED if rounding == "int8" else ()
+    saved = 0
+    for name in checkpoint.names:
+        if rounded and name.endswith(rounded):
+            tensor = checkpoint.get(name)
+            if to := rounded_format(name, tensor, rounded):
+                saved += tensor.n_bytes - math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
+    return checkpoint.n_bytes - saved
+
+
+def _family(checkpoint: CheckpointLike) -> Any:
     model_type = checkpoint.config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
@@ -54,9 +85,7 @@ def load_model(
             f"{checkpoint.path}: model_type {model_type!r} is not implemented; "
             f"implemented: {', '.join(sorted(FAMILIES))}"
         )
-    loader = Loader(checkpoint, backend, progress)
-    ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
-    return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
+    return family
 
 
 def make_backend(precision: Precision, n_threads: int | None = None, expected_bytes: int = 0) -> Backend:

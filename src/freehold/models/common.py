@@ -60,6 +60,23 @@ class Config:
             raise ModelFileError(f"{self._where}: config key {key!r} is {value}; expected 1 to {most:,}")
         return value
 
+    def choices(self, key: str, allowed: Sequence[str], default: list[str]) -> list[str]:
+        """A list of texts, each one of `allowed`."""
+        self._read.add(key)
+        value = self._values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, list) or not all(item in allowed for item in value):
+            expected = ", ".join(map(repr, allowed))
+            raise UnsupportedError(
+                f"{self._where}: config key {key!r} is {_short(value)}; expected a list of {expected}"
+            )
+        return value
+
+    def ignore(self, key: str) -> None:
+        """Accept `key` with any value: it concerns training."""
+        self._read.add(key)
+
     def section(self, *keys: str) -> Config | None:
         """The first of `keys` that holds a JSON object, or None."""
         self._read.update(keys)
@@ -97,7 +114,7 @@ def _short(value: object) -> str:
 
 
 def read_rope(config: Config, head_dim: int, factors: Float32Array | None = None) -> Rope:
-    """Rotary frequencies of the kinds "default", "linear" and "llama3".
+    """Rotary frequencies of the kinds "default", "linear", "llama3" and "yarn".
 
     factors: [head_dim / 2] divisors stored in the file (GGUF's rope_freqs), which then replace the scaling section.
     Source: the formulas of transformers' modeling_rope_utils.
@@ -110,41 +127,80 @@ def read_rope(config: Config, head_dim: int, factors: Float32Array | None = None
     if not (math.isfinite(theta) and theta > 0):
         raise ModelFileError(f"rope_theta is {theta}; expected a positive number")
     inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    scale = 1.0
     if factors is not None:
         inverse = inverse / factors.astype(np.float64)
     elif parameters is not None:
-        inverse = _scaled(inverse, parameters)
+        inverse, scale = _scaled(inverse, parameters, theta)
     if not (np.isfinite(inverse).all() and (inverse > 0).all()):
         raise ModelFileError("the rotary frequencies of this config are not positive numbers")
-    return Rope(inverse)
+    return Rope(inverse, scale)
 
 
-def _scaled(inverse: npt.NDArray[np.float64], parameters: Config) -> npt.NDArray[np.float64]:
+def _scaled(
+    inverse: npt.NDArray[np.float64], parameters: Config, theta: float
+) -> tuple[npt.NDArray[np.float64], float]:
+    """The scaled frequencies, and the factor of their cosines and sines."""
     kind = parameters.get("rope_type", str, parameters.get("type", str, "default"))
     parameters.get("rope_theta", float, 0.0)
     if kind == "default":
         parameters.finish()
-        return inverse
+        return inverse, 1.0
     factor = parameters.get("factor", float)
     if not factor > 0:
         raise ModelFileError(f"rope scaling has factor {factor}; expected a positive number")
     if kind == "linear":
         parameters.finish()
-        return inverse / factor
+        return inverse / factor, 1.0
+    if kind == "yarn":
+        return _yarn(inverse, parameters, theta, factor)
     if kind != "llama3":
-        raise UnsupportedError(f"rope scaling {kind!r} is not implemented; implemented are default, linear, llama3")
+        raise UnsupportedError(
+            f"rope scaling {kind!r} is not implemented; implemented are default, linear, llama3, yarn"
+        )
     low, high = parameters.get("low_freq_factor", float), parameters.get("high_freq_factor", float)
     original = parameters.size("original_max_position_embeddings", most=1 << 30)
     parameters.finish()
     wavelength = 2 * math.pi / inverse
     smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)  # 0: long waves, slowed; 1: short, kept
-    return (1 - smooth) * inverse / factor + smooth * inverse
+    return (1 - smooth) * inverse / factor + smooth * inverse, 1.0
+
+
+def _yarn(
+    inverse: npt.NDArray[np.float64], parameters: Config, theta: float, factor: float
+) -> tuple[npt.NDArray[np.float64], float]:
+    """YaRN: frequencies that turn often within the original context are kept, slow ones stretched, with a ramp between.
+
+    Cosines and sines grow by 0.1 ln(factor) + 1, or by the ratio of that for `mscale` to that for `mscale_all_dim`.
+    """
+    dim = 2 * len(inverse)
+    original = parameters.size("original_max_position_embeddings", most=1 << 30)
+    turns = parameters.get("beta_fast", float, 32.0), parameters.get("beta_slow", float, 1.0)
+    truncate = parameters.get("truncate", bool, True)
+    mscale, all_dim = parameters.get("mscale", float, 0.0), parameters.get("mscale_all_dim", float, 0.0)
+    attention = parameters.get("attention_factor", float, 0.0)
+    parameters.finish()
+    if min(turns) <= 0 or factor < 1 or theta <= 1:
+        raise ModelFileError(
+            f"yarn has factor {factor}, beta {turns}, rope_theta {theta}; expected positive, >= 1, > 1"
+        )
+    low, high = (dim * math.log(original / (n * 2 * math.pi)) / (2 * math.log(theta)) for n in turns)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / (high - low if high != low else 0.001), 0, 1)
+
+    def growth(m: float) -> float:
+        return 0.1 * m * math.log(factor) + 1
+
+    scale = attention or (growth(mscale) / growth(all_dim) if mscale and all_dim else growth(1.0))
+    return (1 - ramp) * inverse + ramp * inverse / factor, scale
 
 
 class Backend(Protocol):
     """What loading and running need of a kernel backend."""
 
-    def matrix(self, tensor: QTensor) -> Matrix: ...
+    def matrix(self, tensor: QTensor, to: str | None = None) -> Matrix: ...
 
     def n_bytes(self, matrix: Any) -> int: ...
 
@@ -172,15 +228,21 @@ class Weights(Protocol):
 
 
 class Loader:
-    """Hands a checkpoint's tensors to a backend one by one, checks their shapes, and gives the source pages back."""
+    """Hands a checkpoint's tensors to a backend one by one, checks their shapes, and gives the source pages back.
 
-    def __init__(self, weights: Weights, backend: Backend, progress: Progress | None = None) -> None:
+    rounded: endings of the names of matrices that become Q8_0 where they are stored in bfloat16.
+    """
+
+    def __init__(
+        self, weights: Weights, backend: Backend, progress: Progress | None = None, rounded: Sequence[str] = ()
+    ) -> None:
         self._weights = weights
+        self._rounded = tuple(rounded)
         self._backend = backend
         self._progress = progress
         self._names = frozenset(weights.names)
-        self._done = 0
-        self.n_bytes = 0  # read so far, which is what stays resident
+        self._done = 0  # bytes of the checkpoint
+        self.n_bytes = 0  # of what stays resident
         self.n_parameters = 0
 
     def __contains__(self, name: str) -> bool:
@@ -189,15 +251,22 @@ class Loader:
     def matrix(self, name: str, n_rows: int, n_cols: int) -> Matrix:
         """A weight [n_rows, n_cols], packed."""
         tensor = self._get(name, (n_rows, n_cols))
-        matrix = self._backend.matrix(tensor)
-        self._count(name, tensor)
+        matrix = self._backend.matrix(tensor, rounded_format(name, tensor, self._rounded))
+        self._count(name, tensor, self._backend.n_bytes(matrix))
         return matrix
 
-    def vector(self, name: str, size: int) -> Float32Array:
-        """A vector [size] as float32."""
-        tensor = self._get(name, (size,))
+    def experts(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...]:
+        """The matrices [n_rows, n_cols] of n experts, stored as one tensor."""
+        tensor = self._get(name, (n, n_rows, n_cols))
+        matrices = tuple(self._backend.matrix(tensor.expert(index)) for index in range(n))
+        self._count(name, tensor, sum(map(self._backend.n_bytes, matrices)))
+        return matrices
+
+    def vector(self, name: str, *shape: int) -> Float32Array:
+        """A vector, or a table of vectors, as float32."""
+        tensor = self._get(name, shape)
         values = tensor.to_float32()
-        self._count(name, tensor)
+        self._count(name, tensor, values.nbytes)
         return values
 
     def optional_vector(self, name: str, size: int) -> Float32Array | None:
@@ -216,12 +285,19 @@ class Loader:
             raise ModelFileError(f"tensor {name!r} has shape {list(tensor.shape)}; its config calls for {list(shape)}")
         return tensor
 
-    def _count(self, name: str, tensor: QTensor) -> None:
-        self.n_bytes += tensor.data.nbytes
+    def _count(self, name: str, tensor: QTensor, resident: int) -> None:
+        self.n_bytes += resident
         self.n_parameters += math.prod(tensor.shape)
+        self._done += tensor.n_bytes
         self._weights.release(name)
         if self._progress:
-            self._progress(self.n_bytes, self._weights.n_bytes)
+            self._progress(self._done, self._weights.n_bytes)
+
+
+def rounded_format(name: str, tensor: QTensor, rounded: Sequence[str]) -> str | None:
+    """Q8_0 for a bfloat16 matrix whose name ends with one of `rounded`, and whose rows are whole blocks; else None."""
+    fits = tensor.format.name == "BF16" and len(tensor.shape) == 2 and tensor.shape[-1] % 32 == 0
+    return "Q8_0" if fits and name.endswith(tuple(rounded)) else None
 
 
 class LoadedModel:
@@ -234,7 +310,8 @@ class LoadedModel:
         self.max_context = max_context
         self.n_bytes = loader.n_bytes
         self.n_parameters = loader.n_parameters
-        self.step_bytes = sum(map(backend.n_bytes, ops.matrices_read()))  # of weights, read by every step
+        # Of weights, read by every step of one token.
+        self.step_bytes = int(sum(share * backend.n_bytes(matrix) for matrix, share in ops.matrices_read()))
 
     def new_kv(self, n_blocks: int) -> KVCacheLike:
         """KV storage for n_blocks * KV_BLOCK tokens."""

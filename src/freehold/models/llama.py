@@ -17,6 +17,7 @@ from freehold.kernels import Matrix, Norm, Ops, Rope
 from freehold.models.common import Config, Loader, read_rope
 
 MODEL_TYPES = ("llama",)
+ROUNDED = ()  # every weight stays as published
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."

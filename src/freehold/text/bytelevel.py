@@ -44,6 +44,15 @@ _GPT2 = Cut(gpt2_regex=True)
 _SMOLLM = Cut((r"\p{N}",), gpt2_regex=True)
 _LLAMA3 = Cut((_words(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True)
 _QWEN2 = Cut((_words(r"\p{N}"),), nfc=True)
+_BEFORE_A_WORD, _CONTRACTION = r"[^\r\n\p{L}\p{N}]?", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_O200K = Cut(  # a word ends where lower case turns to upper
+    (
+        f"{_BEFORE_A_WORD}{_UPPER}*{_LOWER}+{_CONTRACTION}|{_BEFORE_A_WORD}{_UPPER}+{_LOWER}*{_CONTRACTION}|"
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    ignore_merges=True,
+)
 _DEEPSEEK3 = Cut(
     (
         r"\p{N}{1,3}",
@@ -62,6 +71,7 @@ CUTS: dict[str, Cut] = {
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
     "deepseek-v3": _DEEPSEEK3,
+    "gpt-4o": _O200K,
 }
 """GGUF's `tokenizer.ggml.pre` names. "default" is absent on purpose: a converter writes it when it did not know."""
 

@@ -1,14 +1,13 @@
 """A model as its publisher ships it: weights, config and text files, from a directory or a single file, in one form.
 
 Owns finding the parts and telling the user what is missing. Names and config keys are Hugging Face's, whatever the
-container; the GGUF architectures that can be translated are listed in _GGUF_ARCHITECTURES. Reads tensors lazily and
-knows nothing of models: whether the tensors suffice and what the config means is decided there.
+container and layout (`gguf_tensors.py`, `gpt_oss_layout.py`). Reads tensors lazily and knows nothing of models: whether
+the tensors suffice and what the config means is decided there.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,16 +15,18 @@ from typing import Any, Literal, NoReturn, Protocol
 
 from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import QTensor
-from freehold.weights import gguf_llama
+from freehold.weights import gpt_oss_config
 from freehold.weights.gguf import GGUFFile
-from freehold.weights.quote import quote
+from freehold.weights.gguf_tensors import GGUFTensors
+from freehold.weights.gpt_oss_layout import GptOssTensors, is_original
+from freehold.weights.quote import naming
 from freehold.weights.safetensors import INDEX_NAME, SafetensorsShards
 from freehold.weights.strict_json import read_limited, read_object
 
 _MAX_CONFIG_BYTES = 4 << 20
 _MAX_TOKENIZER_CONFIG_BYTES = 64 << 20  # some list every added token
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
-_GGUF_ARCHITECTURES = ("llama",)
+_ORIGINAL = "original"  # the directory of gpt-oss's second layout, inside that of the first
 
 
 class TensorSource(Protocol):
@@ -38,6 +39,8 @@ class TensorSource(Protocol):
     def n_bytes(self) -> int: ...
 
     def get(self, name: str) -> QTensor: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
 
     def release(self, name: str) -> None: ...
 
@@ -70,12 +73,17 @@ class Checkpoint:
     def get(self, name: str) -> QTensor:
         """A tensor as stored: a view of the mapped file, or a copy where rows had to be put back in order.
 
-        Raises NotFoundError for an unknown name, UnsupportedError for a number format that Freehold does not read.
+        Raises NotFoundError for an unknown name, UnsupportedError for a number format that Freehold does not read,
+        ModelFileError for one that its config or its own scales contradict.
         """
         return self.tensors.get(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it. Raises NotFoundError for an unknown name."""
+        return self.tensors.shape(name)
+
     def release(self, name: str) -> None:
-        """Tell the system that the tensor's source pages are no longer needed. `get` still works."""
+        """Tell the system that the pages the tensor was read from are no longer needed. `get` still works."""
         self.tensors.release(name)
 
     def close(self) -> None:
@@ -94,8 +102,9 @@ class Checkpoint:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model: a directory with config.json and safetensors, a GGUF file, or a directory holding one GGUF file.
 
-    A directory with both kinds of weights is read as safetensors. Raises NotFoundError when there is nothing to open,
-    ModelFileError for damaged or hostile files, UnsupportedError for what Freehold does not implement.
+    A directory with both kinds of weights is read as safetensors; one of gpt-oss with weights only in `original/` is
+    read from there. Raises NotFoundError when there is nothing to open, ModelFileError for damaged or hostile files,
+    UnsupportedError for what Freehold does not implement.
     """
     try:
         return _open(Path(path))
@@ -113,6 +122,8 @@ def _open(path: Path) -> Checkpoint:
         return _open_safetensors(path)
     if ".gguf" in suffixes:
         return _open_gguf(_only_gguf(path))
+    if any((path / _ORIGINAL).glob("*.safetensors")):
+        return _open_safetensors(path / _ORIGINAL)
     _refuse_directory(path, suffixes)
 
 
@@ -145,29 +156,43 @@ def _open_safetensors(path: Path) -> Checkpoint:
     if not (path / "config.json").exists():
         raise NotFoundError(f"{path} holds safetensors but no config.json; fetch it from where the weights came from")
     config = read_object(path / "config.json", _MAX_CONFIG_BYTES)
-    generation = path / "generation_config.json"
-    tokenizer = path / "tokenizer.json"
-    return Checkpoint(
-        path=path,
-        kind="safetensors",
-        config=config,
-        generation_config=read_object(generation, _MAX_CONFIG_BYTES) if generation.exists() else {},
-        tokenizer_json=tokenizer if tokenizer.exists() else None,
-        gguf_metadata=None,
-        chat_template=_chat_template(path),
-        tensors=SafetensorsShards(path),  # last: nothing after it can fail and leave it open
-    )
+    shards = SafetensorsShards(path)
+    try:
+        text_directories = [path]
+        if is_original(shards.names):
+            with naming(path):
+                config = gpt_oss_config.from_original(config)
+            text_directories.append(path.parent)
+        generation = _find(text_directories, "generation_config.json")
+        return Checkpoint(
+            path=path,
+            kind="safetensors",
+            config=config,
+            tensors=GptOssTensors(shards, config) if config.get("model_type") == "gpt_oss" else shards,
+            generation_config=read_object(generation, _MAX_CONFIG_BYTES) if generation else {},
+            tokenizer_json=_find(text_directories, "tokenizer.json"),
+            gguf_metadata=None,
+            chat_template=_chat_template(text_directories),
+        )
+    except BaseException:
+        shards.close()
+        raise
 
 
-def _chat_template(path: Path) -> str | None:
+def _find(directories: Sequence[Path], name: str) -> Path | None:
+    """The file of that name in the first directory that has one."""
+    return next((directory / name for directory in directories if (directory / name).exists()), None)
+
+
+def _chat_template(directories: Sequence[Path]) -> str | None:
     """chat_template.jinja, or the (default) template in tokenizer_config.json, or None."""
-    own_file, config_file = path / "chat_template.jinja", path / "tokenizer_config.json"
-    if own_file.exists():
+    if own_file := _find(directories, "chat_template.jinja"):
         try:
             return read_limited(own_file, _MAX_CONFIG_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ModelFileError(f"{own_file} is not UTF-8: {error}") from error
-    if not config_file.exists():
+    config_file = _find(directories, "tokenizer_config.json")
+    if config_file is None:
         return None
     template = read_object(config_file, _MAX_TOKENIZER_CONFIG_BYTES).get("chat_template")
     if template is None or isinstance(template, str):
@@ -184,10 +209,8 @@ def _is_named_template(entry: Any) -> bool:
 def _open_gguf(path: Path) -> Checkpoint:
     file = GGUFFile(path)
     try:
-        metadata = file.metadata
-        _check_is_model(path, metadata)
-        tensors = _GGUFTensors(file)
-        template = metadata.get("tokenizer.chat_template")
+        tensors = GGUFTensors(file)
+        template = file.metadata.get("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
             raise ModelFileError(f"{path}: tokenizer.chat_template is not a string")
     except BaseException:
@@ -197,68 +220,9 @@ def _open_gguf(path: Path) -> Checkpoint:
         path=path,
         kind="gguf",
         config=tensors.config,
+        tensors=tensors,
         generation_config={},
         tokenizer_json=None,
-        gguf_metadata=metadata,
+        gguf_metadata=file.metadata,
         chat_template=template,
-        tensors=tensors,
     )
-
-
-def _check_is_model(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Refuse adapters, single parts of a split model, and architectures without a translation."""
-    kind = metadata.get("general.type", "model")
-    if kind != "model":
-        raise UnsupportedError(f"{path} holds a GGUF of type {quote(kind)}; expected a model")
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise UnsupportedError(f"{path} is one part of a split GGUF; join the parts with `llama-gguf-split --merge`")
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelFileError(f"{path} has no general.architecture; expected the name of the model's family")
-    if architecture not in _GGUF_ARCHITECTURES:
-        supported = ", ".join(_GGUF_ARCHITECTURES)
-        raise UnsupportedError(
-            f"{path} is of architecture {quote(architecture)}; Freehold reads GGUF files of: {supported}"
-        )
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name before the errors of the translation, which does not know it."""
-    try:
-        yield
-    except (ModelFileError, UnsupportedError) as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-class _GGUFTensors:
-    """A llama GGUF file under Hugging Face's names and row order."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self._file = file
-        with _naming(file.path):
-            if "token_embd.weight" not in file.names:
-                raise ModelFileError("there is no tensor 'token_embd.weight', so this is no whole model")
-            n_layers = gguf_llama.layer_count(file.metadata)
-            self._gguf_names = gguf_llama.tensor_names(file.names, n_layers)
-            vocab_rows = file.span("token_embd.weight").shape[0]
-            self.config = gguf_llama.config_from_metadata(file.metadata, self._gguf_names, vocab_rows)
-        self.names: tuple[str, ...] = tuple(self._gguf_names)
-        self.n_bytes = file.n_bytes
-
-    def get(self, name: str) -> QTensor:
-        stored = self._file.get(self._gguf_name(name))
-        with _naming(self._file.path):
-            return gguf_llama.restore_row_order(name, stored, self.config)
-
-    def release(self, name: str) -> None:
-        self._file.release(self._gguf_name(name))
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _gguf_name(self, name: str) -> str:
-        try:
-            return self._gguf_names[name]
-        except KeyError:
-            raise NotFoundError(f"{self._file.path} has no tensor {name!r}") from None

@@ -2,7 +2,7 @@
 
 Owns the check of everything the file claims before anything is allocated or mapped for it; whatever is wrong is a
 ModelFileError that names the field and its byte offset. What is legal but not implemented is an UnsupportedError.
-Knows the container only: what keys and tensor names mean is `gguf_llama.py`'s business.
+Knows the container only: what keys and tensor names mean is `gguf_tensors.py`'s business.
 
 Source: the GGUF specification (docs/gguf.md of ggml). A file is
     "GGUF" | u32 version | u64 n_tensors | u64 n_keys
@@ -49,7 +49,7 @@ _NUMBER_TYPES: Mapping[int, np.dtype[Any]] = {
 _NOT_IMPLEMENTED: Mapping[int, str] = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
     22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
-    35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")

@@ -10,13 +10,14 @@ the header maps a name to {"dtype", "shape", "data_offsets": [begin, end]}, offs
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
-from freehold.formats import BY_SAFETENSORS_DTYPE, QTensor
+from freehold.formats import BY_SAFETENSORS_DTYPE, QTensor, UInt8Array
 from freehold.weights.mapping import MappedFile, TensorSpan
 from freehold.weights.quote import quote
 from freehold.weights.strict_json import parse_object, read_object
@@ -31,6 +32,7 @@ _DTYPE_BITS: Mapping[str, int] = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+_NUMBERED_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
@@ -74,6 +76,11 @@ class SafetensorsFile:
                 f"{self.path}: {name!r} is stored as {span.dtype}, which Freehold does not read; it reads {readable}"
             )
         return self._file.tensor(fmt, span)
+
+    def raw(self, name: str) -> UInt8Array:
+        """The tensor's bytes [n_bytes], whatever its type. Raises NotFoundError."""
+        span = self.span(name)
+        return self._file.array(span.start, span.n_bytes)
 
     def release(self, name: str) -> None:
         """Tell the system that the tensor's pages are no longer needed."""
@@ -156,16 +163,18 @@ class SafetensorsShards:
     """The safetensors files of one directory as one set of tensors.
 
     With an index the index decides which file holds which tensor, and tensors it does not list are not part of the
-    checkpoint. Without one, the directory holds `model.safetensors`, or a single *.safetensors file.
+    checkpoint. Without one, the directory holds `model.safetensors`, a single *.safetensors file, or a whole series of
+    them, numbered `-00001-of-00007` and so on.
     """
 
     def __init__(self, directory: Path) -> None:
         """Raises NotFoundError (no weights, missing shards or tensors) or ModelFileError."""
-        self._directory = directory
+        self.directory = directory
         index = directory / INDEX_NAME
         shard_of = _read_index(index) if index.exists() else None
-        paths = {directory / shard for shard in shard_of.values()} if shard_of is not None else {_only_file(directory)}
-        _refuse_missing(directory, "shards", sorted(path.name for path in paths if not path.exists()), len(paths))
+        paths = {directory / shard for shard in shard_of.values()} if shard_of is not None else _only_files(directory)
+        what = "shards its index names" if shard_of is not None else "shards of its numbered series"
+        _refuse_missing(directory, what, sorted(path.name for path in paths if not path.exists()), len(paths))
         self._files: dict[str, SafetensorsFile] = {}
         try:
             for path in sorted(paths):
@@ -180,10 +189,16 @@ class SafetensorsShards:
     def _locate(self, shard_of: Mapping[str, str] | None) -> dict[str, SafetensorsFile]:
         """The file of each tensor, in the order of files and their bytes."""
         if shard_of is None:
-            return {name: file for file in self._files.values() for name in file.names}
+            file_of: dict[str, SafetensorsFile] = {}
+            for file in self._files.values():
+                for name in file.names:
+                    if name in file_of:
+                        raise ModelFileError(f"{file.path} holds the tensor {quote(name)}, as another file does")
+                    file_of[name] = file
+            return file_of
         held = {shard: set(file.names) for shard, file in self._files.items()}
         missing = [name for name, shard in shard_of.items() if name not in held[shard]]
-        _refuse_missing(self._directory, "tensors", missing, len(shard_of))
+        _refuse_missing(self.directory, "tensors its index names", missing, len(shard_of))
         return {name: file for shard, file in self._files.items() for name in file.names if shard_of.get(name) == shard}
 
     def span(self, name: str) -> TensorSpan:
@@ -193,6 +208,14 @@ class SafetensorsShards:
     def get(self, name: str) -> QTensor:
         """The tensor, as a view of its mapped file. Raises NotFoundError, or UnsupportedError naming its type."""
         return self._file(name).get(name)
+
+    def raw(self, name: str) -> UInt8Array:
+        """The tensor's bytes [n_bytes], whatever its type. Raises NotFoundError."""
+        return self._file(name).raw(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return self.span(name).shape
 
     def release(self, name: str) -> None:
         """Tell the system that the tensor's pages are no longer needed."""
@@ -207,16 +230,23 @@ class SafetensorsShards:
         try:
             return self._file_of[name]
         except KeyError:
-            raise NotFoundError(f"{self._directory} has no tensor {name!r}") from None
+            raise NotFoundError(f"{self.directory} has no tensor {name!r}") from None
 
 
-def _only_file(directory: Path) -> Path:
+def _only_files(directory: Path) -> set[Path]:
+    """The files of a directory without an index."""
     usual = directory / "model.safetensors"
     if usual.exists():
-        return usual
+        return {usual}
     found = sorted(directory.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
+    match = _NUMBERED_NAME.fullmatch(found[0].name) if found else None
+    if match:
+        stem, count = match["stem"], match["count"]
+        series = {directory / f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)}
+        if series.issuperset(found):
+            return series
+    elif len(found) == 1:
+        return set(found)
     names = ", ".join(path.name for path in found[:5])
     raise NotFoundError(
         f"{directory} has {len(found)} safetensors files ({names}) but no {INDEX_NAME} that says how they belong "
@@ -246,6 +276,6 @@ def _refuse_missing(directory: Path, what: str, missing: Iterable[str], total: i
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise NotFoundError(
-            f"{directory}: {len(names)} of the {total} {what} its index names are missing: "
+            f"{directory}: {len(names)} of the {total} {what} are missing: "
             f"{', '.join(map(quote, names[:5]))}{more}; the download is incomplete, so fetch it again"
         )

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from freehold.core import KV_BLOCK, SamplingParams
 from freehold.engine import Engine, EngineConfig
-from freehold.models import load_model
 from freehold.models.common import LoadedModel
-from freehold.weights import open_checkpoint
+from golden_models import FAMILIES, load_golden
 from kernel_programs import VECTOR_ISAS
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "llama"
 GREEDY = SamplingParams(max_tokens=40)
 SAMPLED = SamplingParams(max_tokens=40, temperature=1.0, top_p=0.95, seed=7)
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[LoadedModel]:
-    with pytest.MonkeyPatch.context() as patch, open_checkpoint(GOLDEN) as checkpoint:
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FREEHOLD_ISA", VECTOR_ISAS[-1])  # tiles make a prompt's bits depend on chunks below 16 tokens
-        loaded = load_model(checkpoint)
+        loaded = load_golden(request.param)
     yield loaded
     loaded.close()
 

@@ -1,0 +1,94 @@
+"""A GGUF file seen as Hugging Face's: config, tensor names and row order.
+
+Owns the table of architectures: one module each, with the same three functions. Knows neither what an architecture's
+words are nor how the file is laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
+from freehold.formats import QTensor
+from freehold.weights import gguf_gpt_oss, gguf_llama
+from freehold.weights.gguf import GGUFFile
+from freehold.weights.quote import naming, quote
+
+
+class Architecture(Protocol):
+    """A module that translates one architecture. Its errors do not name the file."""
+
+    def tensor_names(self, names: Iterable[str], metadata: Mapping[str, Any]) -> dict[str, str]:
+        """Hugging Face name to GGUF name, in the given order."""
+        ...
+
+    def config_from_metadata(
+        self, metadata: Mapping[str, Any], names: Collection[str], vocab_rows: int
+    ) -> dict[str, Any]:
+        """The config.json that this model would have. `names` are Hugging Face's."""
+        ...
+
+    def restore(self, name: str, tensor: QTensor, config: Mapping[str, Any]) -> QTensor:
+        """Undo what the converter did to the numbers of a tensor."""
+        ...
+
+
+_ARCHITECTURES: Mapping[str, Architecture] = {"gpt-oss": gguf_gpt_oss, "llama": gguf_llama}
+
+
+class GGUFTensors:
+    """The tensors of an open GGUF file under Hugging Face's names. config: the keys of config.json."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        """Raises ModelFileError or UnsupportedError; the file stays open, it is the caller's."""
+        self._file = file
+        with naming(file.path):
+            self._architecture = _architecture(file.metadata)
+            if "token_embd.weight" not in file.names:
+                raise ModelFileError("there is no tensor 'token_embd.weight', so this is no whole model")
+            self._gguf_names = self._architecture.tensor_names(file.names, file.metadata)
+            vocab_rows = file.span("token_embd.weight").shape[0]
+            self.config = self._architecture.config_from_metadata(file.metadata, self._gguf_names.keys(), vocab_rows)
+        self.names: tuple[str, ...] = tuple(self._gguf_names)
+        self.n_bytes = file.n_bytes
+
+    def get(self, name: str) -> QTensor:
+        """The tensor, a view of the mapped file unless rows had to be put back in order."""
+        stored = self._file.get(self._gguf_name(name))
+        with naming(self._file.path):
+            return self._architecture.restore(name, stored, self.config)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return self._file.span(self._gguf_name(name)).shape
+
+    def release(self, name: str) -> None:
+        """Tell the system that the tensor's pages are no longer needed."""
+        self._file.release(self._gguf_name(name))
+
+    def close(self) -> None:
+        """Unmap the file; tensors already taken stay valid."""
+        self._file.close()
+
+    def _gguf_name(self, name: str) -> str:
+        try:
+            return self._gguf_names[name]
+        except KeyError:
+            raise NotFoundError(f"{self._file.path} has no tensor {name!r}") from None
+
+
+def _architecture(metadata: Mapping[str, Any]) -> Architecture:
+    """The translation that a model needs; refuses adapters, single parts of a split model, unknown architectures."""
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"this is a GGUF of type {quote(kind)}; expected a model")
+    if metadata.get("split.count", 1) not in (0, 1):
+        raise UnsupportedError("this is one part of a split GGUF; join the parts with `llama-gguf-split --merge`")
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise ModelFileError("there is no general.architecture; expected the name of the model's family")
+    if name not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise UnsupportedError(f"the model is of architecture {quote(name)}; Freehold reads GGUF files of: {known}")
+    return _ARCHITECTURES[name]
