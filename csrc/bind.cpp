@@ -112,6 +112,7 @@ struct Recorded {
   std::vector<PackedPtr> weights;
   std::vector<In<float, 1>> vectors;
   std::vector<In<float, 2>> matrices;
+  std::vector<Rows> tables;
   int64_t kv_elems = 0;  // bf16 elements of a KV block that the attention operations reach
   int64_t vocab = 0, n_embeddings = 0;
 
@@ -150,6 +151,13 @@ struct Recorded {
   void embed(const PackedPtr &table, int out) {
     n_embeddings = table->weight.n_rows;
     program.add({.kind = Step::EMBED, .out = out, .table = keep(table)});
+  }
+  // A table that stays where it is, in a mapped file: bfloat16 rows, of which only those of the batch's tokens are touched.
+  void embed_rows(Rows rows, int out) {
+    require(rows.stride(1) == 1 && (int64_t)rows.shape(1) == 2 * program.width(out), "the table's rows do not fit the output");
+    n_embeddings = (int64_t)rows.shape(0);
+    program.add({.kind = Step::EMBED, .out = out, .rows = rows.data(), .row_bytes = rows.stride(0)});
+    tables.push_back(std::move(rows));
   }
   void linear(int in, const Vector &norm, float eps, const std::vector<PackedPtr> &ws, const std::vector<Vector> &biases,
               const std::vector<int> &outs, bool add) {
@@ -304,6 +312,7 @@ NB_MODULE(_kernels, m) {
       .def("buffer", [](Recorded &r, int64_t width) { return r.program.add_buffer(width); })
       .def("rope", [](Recorded &r, std::vector<double> inverse, double scale) { return r.program.add_rope(std::move(inverse), scale); })
       .def("embed", &Recorded::embed)
+      .def("embed_rows", &Recorded::embed_rows)
       .def("linear", &Recorded::linear, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("gated", &Recorded::gated, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("attention", &Recorded::attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),

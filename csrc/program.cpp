@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace {
 
@@ -178,7 +179,20 @@ void Program::work(const BatchView &batch, int worker) {
 }
 
 void Program::embed(const Step &step, const BatchView &batch, int worker) {
-  for (int t = worker; t < batch.n_tokens; t += pool_->size()) kernels_.unpack_row(step.table, batch.tokens[t], row(step.out, t));
+  for (int t = worker; t < batch.n_tokens; t += pool_->size()) {
+    float *out = row(step.out, t);
+    if (!step.rows) {
+      kernels_.unpack_row(step.table, batch.tokens[t], out);
+      continue;
+    }
+    const uint8_t *from = step.rows + batch.tokens[t] * step.row_bytes;
+    for (int64_t k = 0; k < widths_[step.out]; k++) {
+      uint16_t half;
+      memcpy(&half, from + 2 * k, 2);  // of any alignment
+      const uint32_t bits = (uint32_t)half << 16;
+      memcpy(out + k, &bits, 4);
+    }
+  }
 }
 
 // rows: which tokens of the input buffer to use, or null for all. to: where results go instead of a buffer (the logits).

@@ -59,7 +59,9 @@ struct ExpertsOp {
 struct Step {
   enum Kind { EMBED, LINEAR, ATTENTION, ROUTE, EXPERTS, COMBINE, HEAD } kind;
   int out = 0;                 // EMBED
-  Weight table{};              // EMBED
+  Weight table{};              // EMBED, packed, or
+  const uint8_t *rows = nullptr;  // rows of bfloat16 as a file has them, `row_bytes` apart
+  int64_t row_bytes = 0;
   LinearOp linear{};           // LINEAR and HEAD
   AttentionOp attention{};     // ATTENTION
   RouteOp route{};             // ROUTE

@@ -1,10 +1,11 @@
-"""A model that says what a test tells it to, with a byte tokenizer and a template: the runtime without weights.
+"""A model that says what a test tells it to, with a byte tokenizer and a chat format: the runtime without weights.
 
 It reads its own KV cache to see the sequence so far, so a wrong block table or position shows up as a wrong answer.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -14,14 +15,18 @@ import numpy as np
 
 from freehold.budget import MemoryPlan
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
+from freehold.errors import RequestError
 from freehold.runtime import LocalModel
-from freehold.text.chat import Message
-from freehold.text.templates import ChatTemplate
+from freehold.text.chat import AnswerParser, ChatFormat, Message
+from freehold.text.harmony_parser import HarmonyParser
+from freehold.text.harmony_tokens import HarmonyTokens
+from freehold.text.plain_parser import PlainParser
 from freehold.text.tokenizer import Tokenizer
 
 BOS, SYSTEM, USER, ASSISTANT, EOS, SPLIT = range(256, 262)
-VOCAB = 262
-
+START, END, MESSAGE, CHANNEL, CONSTRAIN, RETURN, CALL = range(262, 269)
+VOCAB = 269
+HARMONY = HarmonyTokens(START, END, MESSAGE, CHANNEL, CONSTRAIN, RETURN, CALL)
 
 Answer = str | bytes | Sequence[int] | Callable[[str], bytes]
 
@@ -36,7 +41,11 @@ class ByteTokenizer:
     special_ids: Mapping[str, int] = {"<bos>": BOS, "<|im_end|>": EOS}
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        return list(text.encode())
+        if not special:
+            return list(text.encode())
+        pieces = re.split(f"({'|'.join(map(re.escape, self.special_ids))})", text)
+        ids = ([self.special_ids[piece]] if piece in self.special_ids else list(piece.encode()) for piece in pieces)
+        return [id for piece_ids in ids for id in piece_ids]
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id == SPLIT:
@@ -47,10 +56,39 @@ class ByteTokenizer:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
 
+class HarmonyByteTokenizer(ByteTokenizer):
+    """The same, with harmony's control tokens."""
+
+    special_ids: Mapping[str, int] = {
+        **ByteTokenizer.special_ids,
+        "<|start|>": START,
+        "<|end|>": END,
+        "<|message|>": MESSAGE,
+        "<|channel|>": CHANNEL,
+        "<|constrain|>": CONSTRAIN,
+        "<|return|>": RETURN,
+        "<|call|>": CALL,
+    }
+
+    def token_bytes(self, token_id: int) -> bytes:
+        named = {id: text.encode() for text, id in self.special_ids.items()}
+        return named.get(token_id) or super().token_bytes(token_id)
+
+
 class RoleTemplate:
-    """[BOS] then per message its role's token and its bytes, then ASSISTANT."""
+    """[BOS] then per message its role's token and its bytes, then ASSISTANT. Remembers what it rendered last."""
+
+    stop_ids = frozenset[int]()
+    option_names: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.options: dict[str, Any] = {}
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
+        if unknown := options.keys() - {"tools", *self.option_names}:
+            raise RequestError(f"no option {min(unknown)!r}")
+        self.messages, self.options = list(messages), options
         roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
         ids = [BOS]
         for message in messages:
@@ -58,6 +96,24 @@ class RoleTemplate:
             if message.role == "assistant":
                 ids.append(EOS)
         return [*ids, ASSISTANT] if add_generation_prompt else ids
+
+    def parser(self, *, tools: Any = None) -> AnswerParser:
+        return PlainParser(cast(Tokenizer, ByteTokenizer()))
+
+
+class HarmonyRoles(RoleTemplate):
+    """The same prompts, answered in harmony."""
+
+    stop_ids = frozenset((RETURN, CALL))
+    option_names = ("reasoning_effort",)
+
+    def parser(self, *, tools: Any = None) -> AnswerParser:
+        return HarmonyParser(cast(Tokenizer, HarmonyByteTokenizer()), HARMONY, tools)
+
+
+def harmony(text: str) -> list[int]:
+    """The ids of an answer written with control tokens by name."""
+    return HarmonyByteTokenizer().encode(text, special=True)
 
 
 class ScriptedModel:
@@ -126,12 +182,13 @@ def scripted(
     n_sequences: int = 2,
     budget: int = 10**9,
     template: bool = True,
+    chat_format: type[RoleTemplate] = RoleTemplate,
     **options: Any,
 ) -> ScriptedLocalModel:
-    """A LocalModel that says `answer`; `options` are LocalModel's."""
+    """A LocalModel that says `answer`, read as `chat_format` does; `options` are LocalModel's."""
     model = ScriptedModel(answer, max_context=max(context, 512))
     plan = MemoryPlan(context, n_sequences * -(-context // KV_BLOCK), weight_bytes=1000, token_bytes=4, budget=budget)
-    tokenizer, formatter = cast(Tokenizer, ByteTokenizer()), cast(ChatTemplate, RoleTemplate())
+    tokenizer, formatter = cast(Tokenizer, ByteTokenizer()), cast(ChatFormat, chat_format())
     local = ScriptedLocalModel(model, tokenizer, formatter if template else None, plan, name="scripted", **options)
     local.script = model
     return local

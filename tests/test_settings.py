@@ -29,8 +29,9 @@ def test_everything_set() -> None:
         "FREEHOLD_THREADS": "3",
         "FREEHOLD_MEMORY": "1.5GiB",
         "FREEHOLD_MODEL": "smollm2",
+        "FREEHOLD_PACKED": "Off",
     }
-    assert load(env) == Settings(Path("/models"), "avx2", 3, 3 << 29, "smollm2")
+    assert load(env) == Settings(Path("/models"), "avx2", 3, 3 << 29, "smollm2", packed=False)
 
 
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +70,7 @@ def test_no_home_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value", "expected"),
     [
         ("FREEHOLD_ISA", "sse", "expected one of scalar, avx2, avx512, amx"),
+        ("FREEHOLD_PACKED", "no", "expected on or off"),
         ("FREEHOLD_THREADS", "0", "from 1 to 1024"),
         ("FREEHOLD_THREADS", "1025", "from 1 to 1024"),
         ("FREEHOLD_THREADS", "-1", "from 1 to 1024"),

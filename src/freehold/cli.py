@@ -24,15 +24,26 @@ if TYPE_CHECKING:
     from freehold.runtime import SamplingOptions
 
 Precision = Literal["reference", "exact", "fast"]
+Container = Literal["safetensors", "gguf"]
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A catalogue name, a model directory or a .gguf file.")
 ]
+EffortOption = Annotated[
+    Literal["low", "medium", "high"] | None,
+    typer.Option(show_default=False, help="How much to think, for a model that can be told."),
+]
+HideOption = Annotated[bool, typer.Option("--hide-reasoning", help="Say only for how long the model thought.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 PrecisionOption = Annotated[
     Precision,
     typer.Option(help="exact: the kernels. fast: the same, no format has quicker ones yet. reference: slow float32."),
 ]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(show_default=False, help="Tokens a conversation may hold. Default: the model's, or what fits."),
+]
+SeedOption = Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Speeds and token counts on standard error.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, max=1024, show_default=False, help="Worker threads. Default: one per usable core.")
@@ -101,24 +112,24 @@ def run(
         float | None,
         typer.Option(show_default=False, help="Drop tokens below this share of the likeliest one's probability."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")] = None,
+    seed: SeedOption = None,
     max_tokens: Annotated[int | None, typer.Option(show_default=False, help="Most tokens an answer may have.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(show_default=False, help="End the answer before this text. Repeatable.")
     ] = None,
+    effort: EffortOption = None,
+    hide_reasoning: HideOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
-    context: Annotated[
-        int | None,
-        typer.Option(show_default=False, help="Tokens a conversation may hold. Default: the model's, or what fits."),
-    ] = None,
+    context: ContextOption = None,
     threads: ThreadsOption = None,
     precision: PrecisionOption = "exact",
 ) -> None:
     """Ask a model one question, or chat with it.
 
     With a PROMPT, or piped standard input, the answer goes to standard output and all else to standard error. Without,
-    an interactive chat starts; /help lists its commands.
+    an interactive chat starts; /help lists its commands. What a model thinks is shown apart from its answer: dimmed on
+    a terminal, on standard error where standard output is none.
 
     MODEL is a catalogue name (`freehold ls --all` lists them), a model directory or a .gguf file; without one, the
     default model answers. A single word alone is read as MODEL if it names a model of the catalogue or the store, or an
@@ -130,7 +141,7 @@ def run(
     Sampling options left out take what the model's publisher recommends, or greedy decoding.
     """
     _spare_cores(precision)  # before these imports, which bring numpy, tokenizers and the kernels
-    from freehold.terminal.ask import AnswerOptions, ask, ask_json
+    from freehold.terminal.ask import AnswerOptions, ask, ask_json, check_effort
     from freehold.terminal.opening import open_model, read_request
 
     words = [word for word in (first, second, *ctx.args) if word is not None]
@@ -139,8 +150,9 @@ def run(
         raise RequestError('no prompt; give one as in freehold run "Why is the sky blue?", or pipe it in')
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     sampling = cast("SamplingOptions", {name: value for name, value in given.items() if value is not None})
-    options = AnswerOptions(system, sampling, max_tokens, tuple(stop or ()), verbose)
+    options = AnswerOptions(system, sampling, max_tokens, tuple(stop or ()), verbose, effort, hide_reasoning)
     with open_model(request.model, precision=precision, context=context, threads=threads) as loaded:
+        check_effort(loaded, effort)
         if as_json:
             print(ask_json(loaded, cast(str, request.prompt), options))
         elif request.prompt is not None:
@@ -179,10 +191,12 @@ def ls(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Also what the catalogue could fetch.")] = False,
 ) -> None:
     """List the models in the store."""
-    from freehold.terminal.report import list_models, render_models
+    from freehold.terminal.report import list_models, packed_elsewhere, render_models
 
     rows = list_models(everything)
     print(json.dumps(rows, indent=2) if as_json else render_models(rows))
+    if remark := packed_elsewhere():
+        note(remark)
 
 
 @app.command(cls=GuardedCommand)
@@ -242,6 +256,38 @@ def logits(
 
 
 @app.command(cls=GuardedCommand)
+def synth(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the catalogue.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write: a new or empty directory.")],
+    layers: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Only the first layers. Default: all of them.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds give other numbers.")] = 0,
+    container: Annotated[
+        Container, typer.Option("--format", help="The files of the publisher, or one .gguf file; the same numbers.")
+    ] = "safetensors",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="The model's tokenizer: a tokenizer.json, or a directory with it and its templates.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model with random weights.
+
+    It has the exact shapes, number formats and file layout of the published model, so that speed can be measured and
+    files tested without downloading it, by other engines as well. What it says means nothing.
+
+    A tensor depends on its name and the seed only: fewer layers, or the other format, change none. Without a tokenizer,
+    safetensors have none and serve `bench` and `logits`; a .gguf file has one of bytes and control tokens.
+    """
+    from freehold.terminal.synth import write_model
+
+    print(write_model(name, directory, layers=layers, seed=seed, container=container, tokenizer=tokenizer))
+
+
+@app.command(cls=GuardedCommand)
 def bench(
     model: ModelArgument,
     pp: Annotated[int, typer.Option(min=1, help="Prompt tokens of the prefill measurement.")] = 512,
@@ -267,6 +313,7 @@ def bench(
     with open_model(
         model, precision=precision, context=work.context, threads=threads, conversations=batch, prefix_cache=False
     ) as loaded:
+        loaded.settle()  # nothing else shall use the cores and the disk
         result = measure(loaded, work)
     bandwidth = kernels.measure_bandwidth(loaded.n_threads)  # once the model is gone: it takes memory of its own
     facts = describe_bench(loaded, work, result, bandwidth, precision)

@@ -19,7 +19,9 @@ KV_BLOCK = 32
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+"""Why an answer ended. The engine, which knows no calls, never says "tool_calls"."""
+
 LogitMask = Callable[[Sequence[int], Float32Array], None]
 """Called with the tokens generated so far and the logits [vocab]; sets what is forbidden to -inf, in place."""
 

@@ -8,7 +8,6 @@ weights: a small model answers a quarter sooner.
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,14 +21,21 @@ from freehold.core import SamplingParams
 from freehold.errors import ModelFileError, RequestError, TemplateError
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
-from freehold.models import Precision, load_model, make_backend
+from freehold.models import Precision, Rounding, load_model, make_backend, resident_bytes, rounding_policy
+from freehold.models.common import Backend, LoadedModel
+from freehold.packed_cache import PackedCache
 from freehold.runtime import LocalModel
+from freehold.text.chat import ChatFormat
+from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.templates import ChatTemplate
 from freehold.text.tokenizer import Tokenizer, load_tokenizer
 from freehold.weights import Checkpoint, open_checkpoint
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done ("downloading NAME", "loading NAME"), the bytes done and the bytes in all."""
+
+Text = tuple[Tokenizer | None, ChatFormat | None, SamplingParams]
+"""A checkpoint's tokenizer and chat format, if it has them, and the sampling that its publisher recommends."""
 
 KV_ELEMENT_BYTES: Mapping[Precision, int] = {"reference": 4, "exact": 2, "fast": 2}
 """float32 for the oracle, bfloat16 otherwise."""
@@ -52,54 +58,54 @@ def load(
     model: str | Path | None = None,
     *,
     precision: Precision = "exact",
+    weights: Rounding = "int8",
     context: int | None = None,
     threads: int | None = None,
     conversations: int = 4,
     prefix_cache: bool = True,
+    packed_cache: bool = True,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> LocalModel:
     """Load a model: a catalogue name (fetched on first use), a directory of config.json and safetensors, a .gguf file.
 
     `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" prefers speed where
-    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `context` None takes the
-    model's own, or what memory allows (said in `LocalModel.plan.note`). The KV cache holds up to `conversations` full
-    contexts at once, fewer if memory is short. `note` gets remarks while fetching. Raises NotFoundError, DownloadError,
-    StoreError, ModelFileError, UnsupportedError, or ResourceError with the numbers when it does not fit.
+    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `weights` "int8" packs the
+    attention, embedding and head of gpt-oss as Q8_0 where they are published in bfloat16, "native" keeps them.
+    `context` None takes the model's own, or what memory allows (see `LocalModel.plan.note`). The KV cache holds up to
+    `conversations` full contexts, fewer if memory is short. `packed_cache` keeps packed weights on the disk for the
+    next load, which `close()` waits for. `note` gets remarks while fetching and closing. Raises NotFoundError,
+    DownloadError, StoreError, ModelFileError, UnsupportedError, or ResourceError with the numbers.
     """
     if precision not in KV_ELEMENT_BYTES:
         raise RequestError(f"precision is {precision!r}; expected one of {', '.join(KV_ELEMENT_BYTES)}")
     chosen = settings.load()
     machine = detect(chosen)
-    name, path = _locate(
-        model if model is not None else chosen.model or DEFAULT_MODEL, Store(chosen.home), progress, note
-    )
+    store = Store(chosen.home)
+    name, path = _locate(model if model is not None else chosen.model or DEFAULT_MODEL, store, progress, note)
     n_threads = threads if threads is not None else machine.n_threads
     start = time.perf_counter()
-    backend = make_backend(precision, n_threads, _file_bytes(path))
+    wanted = packed_cache and chosen.packed and precision != "reference"
+    packed = PackedCache(path, store, rounding_policy(weights), note) if wanted else None
+    backend = make_backend(precision, n_threads, 0 if packed and packed.is_warm else _file_bytes(path))
     with open_checkpoint(path) as checkpoint:
-        weight_bytes = resident_bytes(checkpoint, precision)
+        weight_bytes = resident_bytes(checkpoint, precision, weights)
         check_weights(weight_bytes, machine.memory_budget, name)
-        text = _TextThread(checkpoint)
-        try:
-            weights = load_model(checkpoint, backend=backend, progress=text.watched(progress, f"loading {name}"))
-        finally:
-            text.join()  # also when the weights are at fault: the thread reads the file that is closed next
+        loaded, (tokenizer, chat_format, defaults) = _load_both(checkpoint, backend, weights, progress, name, packed)
     try:
-        tokenizer, template, defaults = text.result()
         plan = plan_memory(
             weight_bytes=weight_bytes,
-            token_bytes=kv_bytes_per_token(weights.kv_specs, KV_ELEMENT_BYTES[precision]),
-            max_context=weights.max_context,
+            token_bytes=kv_bytes_per_token(loaded.kv_specs, KV_ELEMENT_BYTES[precision]),
+            max_context=loaded.max_context,
             context=context,
             budget=machine.memory_budget,
             n_sequences=conversations,
             what=name,
         )
-        return LocalModel(
-            weights,
+        local = LocalModel(
+            loaded,
             tokenizer,
-            template,
+            chat_format,
             plan,
             max_sequences=max(64, conversations),
             prefix_cache=prefix_cache,
@@ -108,36 +114,70 @@ def load(
             sampling_defaults=defaults,
             n_threads=n_threads,
             load_seconds=time.perf_counter() - start,
-            step_bytes=weights.step_bytes,
-            on_close=weights.close,
+            step_bytes=loaded.step_bytes,
+            on_close=loaded.close,
+            packed=packed,
         )
     except BaseException:
-        weights.close()
+        loaded.close()
+        raise
+    if packed is not None:
+        packed.start(lambda: local.idle_seconds)
+    return local
+
+
+def _load_both(
+    checkpoint: Checkpoint,
+    backend: Backend,
+    rounding: Rounding,
+    progress: Progress | None,
+    name: str,
+    packed: PackedCache | None,
+) -> tuple[LoadedModel, Text]:
+    """The weights, loaded here, and the text, loaded meanwhile."""
+    text = _TextThread(checkpoint)
+    try:
+        shown = text.watched(progress, f"loading {name}")
+        loaded = load_model(checkpoint, backend=backend, rounding=rounding, progress=shown, kept=packed)
+    finally:
+        text.join()  # also when the weights are at fault: the thread reads the file that is closed next
+    try:
+        return loaded, text.result()
+    except BaseException:
+        loaded.close()
         raise
 
 
-def resident_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
-    """Bytes the weights take once loaded: as stored, or as float32 for the oracle."""
-    if precision != "reference":
-        return checkpoint.n_bytes
-    return sum(4 * math.prod(checkpoint.get(name).shape) for name in checkpoint.names)
-
-
-def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer | None, ChatTemplate | None, SamplingParams]:
-    """The checkpoint's tokenizer and chat template, if it has them, and the sampling its publisher recommends."""
+def load_text(checkpoint: Checkpoint) -> Text:
+    """What the checkpoint says about text."""
     if checkpoint.tokenizer_json is None and checkpoint.gguf_metadata is None:
         return None, None, SamplingParams()  # weights alone serve `logits`
     tokenizer = load_tokenizer(checkpoint.tokenizer_json, checkpoint.gguf_metadata, checkpoint.config)
+    chat_format = _chat_format(checkpoint, tokenizer)
+    wishes = checkpoint.generation_config
+    if not wishes and chat_format is not None:
+        wishes = chat_format.sampling
+    defaults = sampling_defaults(wishes, tokenizer)
+    if chat_format is not None:
+        defaults = dataclasses.replace(defaults, stop_ids=defaults.stop_ids | chat_format.stop_ids)
+    return tokenizer, chat_format, defaults
+
+
+def _chat_format(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatFormat | None:
+    """Harmony where the tokenizer speaks it, whose template gives less, else the checkpoint's own template."""
+    if HarmonyTokens.of(tokenizer) is not None:
+        from freehold.text.harmony import Harmony  # nothing but gpt-oss needs it
+
+        return Harmony(tokenizer)
     source = checkpoint.chat_template
     try:
-        template = None if source is None else ChatTemplate(source, tokenizer)
+        return None if source is None else ChatTemplate(source, tokenizer)
     except TemplateError as error:
         raise TemplateError(f"{checkpoint.path}: {error}") from error
-    return tokenizer, template, sampling_defaults(checkpoint.generation_config, tokenizer)
 
 
 def sampling_defaults(wishes: Mapping[str, Any], tokenizer: Tokenizer) -> SamplingParams:
-    """The sampling that `wishes`, the generation_config, recommends, greedy where it is silent; every stop id known."""
+    """The sampling that `wishes`, in generation_config's words, recommends, greedy where silent; all stop ids known."""
     stop_ids = frozenset(
         {
             *tokenizer.eos_ids,
@@ -185,7 +225,7 @@ class _TextThread:
     def join(self) -> None:
         self._thread.join()
 
-    def result(self) -> tuple[Tokenizer | None, ChatTemplate | None, SamplingParams]:
+    def result(self) -> Text:
         """What was loaded, after `join`."""
         if self._error is not None:
             raise self._error

@@ -1,20 +1,23 @@
-"""From generated tokens to text: the stream a caller reads, and the reply it adds up to.
+"""From generated tokens to events: the stream a caller reads, and the reply it adds up to.
 
-Owns stop strings, end-of-turn ids, log-probabilities with true bytes, and cancelling when a caller stops reading.
-A reply is nothing but a stream read to its end, so the two cannot differ. Knows nothing of files or terminals.
+Owns stop strings, end-of-turn ids, log-probabilities with true bytes, and cancelling when a caller stops reading. What
+the tokens say is the answer parser's matter. A reply is nothing but a stream read to its end, so the two cannot differ.
+Knows nothing of files or terminals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from freehold.core import FinishReason, Token
 from freehold.engine import Generation
-from freehold.text.chat import Event
+from freehold.text.chat import AnswerParser, CallStart, Event, ToolCall
 from freehold.text.stream import StopStrings
-from freehold.text.tokenizer import IncrementalDecoder, Tokenizer
+from freehold.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished answer. `n_generated` counts every token the model spent on it, an end-of-turn token included.
+    """A finished answer: `text` to be shown, `reasoning` apart from it (None without any), `tool_calls` in order.
 
-    `finish_reason` is "stop" (end of turn or a stop string), "length" (max_tokens or the context is full), "cancelled"
-    or "error". `n_cached` of the `n_prompt` prompt tokens were found in the prefix cache. Times are in seconds;
-    `prefill_seconds` runs from the first step to the first token, `decode_seconds` from there to the last.
+    `finish_reason` is "stop" (end of turn or a stop string), "tool_calls" (end of turn, and calls to answer), "length"
+    (max_tokens or the context is full; the last call may then be cut), "cancelled" or "error". A call's arguments are
+    what the model wrote, which need not be JSON.
+    `n_generated` counts every token the model spent, an end-of-turn token included; `n_reasoning` of them were spent on
+    reasoning: those between a reasoning message's header and its end, control tokens not counted. `n_cached` of the
+    `n_prompt` prompt tokens were found in the prefix cache. `ids` are the tokens as sampled, for `Message.ids`.
+    `n_recoveries` malformed spots of the output were repaired. Times are in seconds; `prefill_seconds` runs from the
+    first step to the first token, `decode_seconds` from there to the last.
     """
 
     text: str
@@ -47,29 +55,42 @@ class Reply:
     prefill_seconds: float
     decode_seconds: float
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    ids: tuple[int, ...] = ()
+    n_reasoning: int = 0
+    n_recoveries: int = 0
 
 
 class Stream(Iterator[Event]):
-    """The events of one answer as they are generated: "text" as it becomes certain, then one "finish".
+    """The events of one answer as they are generated, as soon as each is certain, then one "finish".
 
     Iterate it, or call `reply()` for the whole. One thread iterates; `close()` may come from any. Closing early,
     leaving the `with` block, or dropping the last reference cancels the generation, which ends within one step; what
     was received and held back (a possible stop string, half a character) is still delivered to whoever reads on.
     Iteration raises EngineError if the engine dies.
+
+    `stops` apply to visible text. `silent_ids` end an answer and mean nothing more; the parser sees every other id.
     """
 
     def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, stops: StopStrings, stop_ids: frozenset[int]
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        parser: AnswerParser,
+        stops: StopStrings,
+        silent_ids: frozenset[int],
     ) -> None:
         self._generation = generation
         self._tokens = iter(generation)
         self._tokenizer = tokenizer
-        self._decoder = IncrementalDecoder(tokenizer)
+        self._parser = parser
         self._stops = stops
-        self._stop_ids = stop_ids
-        self._pieces: list[str] = []
+        self._silent_ids = silent_ids
+        self._ready: deque[Event] = deque()
+        self._said = _Said()
+        self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._n_generated = 0
         self._finish: FinishReason | None = None
         self._closed = False
         self._ended = False
@@ -78,16 +99,20 @@ class Stream(Iterator[Event]):
         return self
 
     def __next__(self) -> Event:
-        while self._finish is None:
+        while not self._ready and self._finish is None:
             token = None if self._closed else next(self._tokens, None)
-            text = self._flush("cancelled") if token is None else self._take(token)
-            if text:
-                self._pieces.append(text)
-                return Event(kind="text", text=text)
+            if token is None:
+                self._end("cancelled")
+            else:
+                self._take(token)
+        if self._ready:
+            event = self._ready.popleft()
+            self._said.add(event)
+            return event
         if self._ended:
             raise StopIteration
         self._ended = True
-        return self._finish_event(self._finish)
+        return self._finish_event()
 
     def __enter__(self) -> Stream:
         return self
@@ -97,62 +122,115 @@ class Stream(Iterator[Event]):
     ) -> None:
         self.close()
 
+    @property
+    def n_reasoning(self) -> int:
+        """Tokens spent on reasoning so far, counted as Reply says."""
+        return self._parser.n_reasoning
+
     def close(self) -> None:
         """Stop generating. Text already received stays in `reply()`. Closing twice, or after the end, does nothing."""
         self._closed = True
         self._generation.cancel()
 
+    def call_id(self, index: int) -> str:
+        """The id of the answer's call number `index`. A conversation grows, so no two of its calls share an id."""
+        return f"call_{hashlib.blake2s(f'{self._generation.n_prompt} {index}'.encode(), digest_size=12).hexdigest()}"
+
     def reply(self) -> Reply:
         """Read the rest and return the whole answer; after `close()`, what had arrived until then."""
         for _ in self:
             pass
-        assert self._finish is not None
-        generation = self._generation
+        generation, said = self._generation, self._said
         return Reply(
-            text="".join(self._pieces),
-            finish_reason=self._finish,
+            text="".join(said.text),
+            finish_reason=self._finish_reason(),
             n_prompt=generation.n_prompt,
             n_cached=generation.n_cached,
-            n_generated=self._n_generated,
+            n_generated=len(self._ids),
             prefill_seconds=generation.timings.prefill_seconds,
             decode_seconds=generation.timings.decode_seconds,
             logprobs=tuple(self._logprobs) if self._logprobs else None,
+            reasoning="".join(said.reasoning) or None,
+            tool_calls=tuple(
+                ToolCall(call.name, "".join(arguments), self.call_id(i))
+                for i, (call, arguments) in enumerate(said.calls)
+            ),
+            ids=tuple(self._ids),
+            n_reasoning=self._parser.n_reasoning,
+            n_recoveries=self._parser.n_recoveries,
         )
 
-    def _finish_event(self, finish: FinishReason) -> Event:
+    def _finish_event(self) -> Event:
         generation = self._generation
         return Event(
             kind="finish",
-            finish_reason=finish,
+            finish_reason=self._finish_reason(),
             n_prompt=generation.n_prompt,
             n_cached=generation.n_cached,
-            n_generated=self._n_generated,
+            n_generated=len(self._ids),
+            n_reasoning=self._parser.n_reasoning,
         )
 
-    def _take(self, token: Token) -> str:
-        """Account for one token and return the text it makes certain."""
-        self._n_generated += 1
+    def _finish_reason(self) -> FinishReason:
+        assert self._finish is not None
+        return "tool_calls" if self._finish == "stop" and self._said.calls else self._finish
+
+    def _take(self, token: Token) -> None:
+        """Account for one token; the events it makes certain become ready."""
+        self._ids.append(token.id)
         if token.logprob is not None:
             self._logprobs.append(self._with_bytes(token, token.logprob))
-        ended = token.id in self._stop_ids and token.finish == "stop"
-        text, hit = ("", False) if ended else self._stops.push(self._decoder.push(token.id))
-        if hit:
-            self._finish = "stop"
+        if not (token.finish == "stop" and token.id in self._silent_ids):
+            self._deliver(self._parser.push(token.id))
+        if self._finish is not None:  # a stop string
             self._generation.cancel()
-            return text
-        return text + self._flush(token.finish) if token.finish else text
+        elif token.finish is not None:
+            self._end(token.finish)
 
-    def _flush(self, finish: FinishReason) -> str:
-        """End the answer: the held-back text can no longer become a stop string or a longer character."""
-        self._finish = finish
-        text, hit = self._stops.push(self._decoder.flush())
-        if hit:
-            self._finish = "stop"
-            return text
-        return text + self._stops.flush()
+    def _end(self, finish: FinishReason) -> None:
+        """End the answer: what was held back can no longer become a stop string or a longer character."""
+        self._deliver(self._parser.finish())
+        if self._finish is None:
+            self._deliver_text(self._stops.flush())
+            self._finish = finish
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if self._finish is not None:
+                return  # beyond the stop string
+            if event.kind == "text":
+                text, hit = self._stops.push(event.text)
+                self._deliver_text(text)
+                self._finish = "stop" if hit else None
+            else:
+                self._deliver_text(self._stops.flush())  # a stop string lies within one run of text
+                self._ready.append(event)
+
+    def _deliver_text(self, text: str) -> None:
+        if text:
+            self._ready.append(Event(kind="text", text=text))
 
     def _with_bytes(self, token: Token, logprob: float) -> TokenLogprob:
         token_bytes = self._tokenizer.token_bytes
         return TokenLogprob(
             token.id, token_bytes(token.id), logprob, tuple((i, token_bytes(i), p) for i, p in token.top)
         )
+
+
+class _Said:
+    """What the events read so far add up to."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[tuple[CallStart, list[str]]] = []
+
+    def add(self, event: Event) -> None:
+        if event.kind == "text":
+            self.text.append(event.text)
+        elif event.kind == "reasoning":
+            self.reasoning.append(event.text)
+        elif event.kind == "tool_call":
+            if event.call is not None:
+                self.calls.append((event.call, []))
+            self.calls[event.index][1].append(event.text)

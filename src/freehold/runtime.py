@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, overload
 
 import numpy as np
 
@@ -28,13 +30,13 @@ from freehold.errors import (
     UnsupportedError,
 )
 from freehold.reply import Reply, Stream
-from freehold.text.chat import Message
+from freehold.text.chat import AnswerParser, ChatFormat, Message
+from freehold.text.plain_parser import PlainParser
 from freehold.text.stream import StopStrings
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from freehold.text.templates import ChatTemplate
     from freehold.text.tokenizer import Tokenizer
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
@@ -56,6 +58,17 @@ class SamplingOptions(TypedDict, total=False):
     n_logprobs: int | None
 
 
+class PackedWeights(Protocol):
+    """The keeping of packed weights for the next load, in the background."""
+
+    @property
+    def remark(self) -> str: ...
+
+    def finish(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
 class LocalModel:
     """A model in memory. Every method may be called from any thread; requests made at once are batched together.
 
@@ -66,7 +79,7 @@ class LocalModel:
         self,
         model: Model,
         tokenizer: Tokenizer | None,
-        template: ChatTemplate | None,
+        chat_format: ChatFormat | None,
         plan: MemoryPlan,
         *,
         max_sequences: int = 64,
@@ -78,11 +91,12 @@ class LocalModel:
         load_seconds: float = 0.0,
         step_bytes: int | None = None,
         on_close: Callable[[], None] | None = None,
+        packed: PackedWeights | None = None,
     ) -> None:
         self.name = name
         self.path = path
         self._tokenizer = tokenizer
-        self.template = template
+        self.chat_format = chat_format
         self.plan = plan
         self.max_context = plan.context
         self.vocab_size = model.vocab_size
@@ -92,6 +106,7 @@ class LocalModel:
         self.load_seconds = load_seconds
         self.step_bytes = plan.weight_bytes if step_bytes is None else step_bytes
         self._on_close = on_close
+        self._packed = packed
         self._model = _OneAtATime(model)
         config = EngineConfig(n_blocks=plan.n_blocks, max_sequences=max_sequences, prefix_cache=prefix_cache)
         self.engine = Engine(self._model, config)
@@ -112,15 +127,38 @@ class LocalModel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self._packed is not None:
+            self._packed.abandon()  # who leaves in an error or by Ctrl-C does not wait
         self.close()
 
+    def settle(self) -> None:
+        """Wait until packed weights are kept for the next load, if they are being kept; `close` waits as well."""
+        if self._packed is not None:
+            self._packed.finish()
+
+    @property
+    def load_remark(self) -> str:
+        """Where the weights came from and what becomes of them, in a few words."""
+        return "weights packed" if self._packed is None else self._packed.remark
+
     def close(self) -> None:
-        """End running answers and release the memory. Closing twice does nothing."""
+        """End running answers, wait until packed weights are kept, release the memory. A second time does nothing."""
         self.engine.close()
+        try:
+            self.settle()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
         self._model.close()
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last forward pass ended; 0 while one runs, infinite before the first."""
+        return self._model.idle_seconds
 
     @property
     def kv_specs(self) -> Sequence[KVSpec]:
@@ -137,6 +175,8 @@ class LocalModel:
         max_tokens: int | None = None,
         mask: LogitMask | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Reply: ...
 
@@ -150,6 +190,8 @@ class LocalModel:
         max_tokens: int | None = None,
         mask: LogitMask | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream: ...
 
@@ -162,24 +204,36 @@ class LocalModel:
         max_tokens: int | None = None,
         mask: LogitMask | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Reply | Stream:
         """Answer a conversation, oldest message first: a Reply, or with `stream` the Stream of its events.
 
         A message is a Message or a mapping like {"role": "user", "content": "..."}. `stop` strings end the answer and
-        are not part of it; `max_tokens` None means as many as the context holds. Message text never becomes control
-        tokens. Raises RequestError, ContextError when it does not fit, TemplateError, UnsupportedError for a model
-        without a template.
+        are not part of it, and are looked for in visible text only; `max_tokens` None means as many as the context
+        holds. Message text never becomes control tokens. `tools` are OpenAI tool objects; the reply holds the calls.
+        `reasoning_effort` ("low", "medium" or "high") and `template_options` are for formats that know them. Raises
+        RequestError, also for an option the model's format does not have, ContextError when it does not fit,
+        TemplateError, UnsupportedError for a model without a template.
         """
-        if self.template is None:
+        chat_format = self.chat_format
+        if chat_format is None:
             raise UnsupportedError(
                 f"{self.name} carries no chat template, so it cannot chat; use generate() with the whole prompt instead"
             )
         checked = [message if isinstance(message, Message) else Message.from_dict(message) for message in messages]
         if not checked:
             raise RequestError("messages is empty; expected at least one, like {'role': 'user', 'content': 'Hello'}")
-        prompt = self.template.render(checked, add_generation_prompt=True, tools=tools)
-        answer = self._start(prompt, stop, max_tokens, mask, sampling)
+        options = dict(template_options or {})
+        if taken := options.keys() & {"messages", "add_generation_prompt", "tools"}:
+            raise RequestError(f"template_options holds {min(taken)!r}, which chat() sets; expected the format's own")
+        if reasoning_effort is not None:
+            options["reasoning_effort"] = reasoning_effort
+        prompt = chat_format.render(checked, add_generation_prompt=True, tools=tools, **options)
+        answer = self._start(
+            prompt, chat_format.parser(tools=tools), chat_format.stop_ids, stop, max_tokens, mask, sampling
+        )
         return answer if stream else answer.reply()
 
     @overload
@@ -221,7 +275,7 @@ class LocalModel:
         Text is encoded with control tokens off, after a BOS where the model wants one; ids are taken as they are.
         """
         ids = self._raw_prompt(prompt) if isinstance(prompt, str) else self._checked_ids(prompt)
-        answer = self._start(ids, stop, max_tokens, mask, sampling)
+        answer = self._start(ids, PlainParser(self.tokenizer), frozenset(), stop, max_tokens, mask, sampling)
         return answer if stream else answer.reply()
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
@@ -285,11 +339,14 @@ class LocalModel:
     def _start(
         self,
         prompt: list[int],
+        parser: AnswerParser,
+        format_ends: frozenset[int],
         stop: str | Sequence[str],
         max_tokens: int | None,
         mask: LogitMask | None,
         sampling: SamplingOptions,
     ) -> Stream:
+        """Generate after `prompt`. `format_ends` end the answer whatever else does, and say something to `parser`."""
         room = self.max_context - len(prompt)
         if room < 1:
             raise ContextError(
@@ -297,10 +354,12 @@ class LocalModel:
                 f"Shorten it, or load the model with a larger context"
             )
         params = self._params(sampling, max_tokens)
-        params = dataclasses.replace(params, max_tokens=min(params.max_tokens or room, room))
+        ends, n_most = params.stop_ids | format_ends, min(params.max_tokens or room, room)
         stops = StopStrings((stop,) if isinstance(stop, str) else tuple(stop))
-        generation = self.engine.submit(prompt, params, mask=mask)
-        return Stream(generation, self.tokenizer, stops, params.stop_ids)
+        generation = self.engine.submit(
+            prompt, dataclasses.replace(params, max_tokens=n_most, stop_ids=ends), mask=mask
+        )
+        return Stream(generation, self.tokenizer, parser, stops, ends - format_ends)
 
     def _params(self, sampling: SamplingOptions, max_tokens: int | None) -> SamplingParams:
         unknown = [name for name in sampling if name not in SamplingOptions.__annotations__]
@@ -337,6 +396,7 @@ class _OneAtATime:
         self._inner = model
         self._lock = threading.Lock()
         self._closed = False
+        self._last = -math.inf  # when a step ended
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.kv_specs = model.kv_specs
@@ -348,7 +408,13 @@ class _OneAtATime:
         with self._lock:
             if self._closed:
                 raise EngineError("the model is closed; load it again")
-            return self._inner.forward(batch, kv)
+            logits = self._inner.forward(batch, kv)
+            self._last = time.monotonic()
+            return logits
+
+    @property
+    def idle_seconds(self) -> float:
+        return 0.0 if self._lock.locked() else time.monotonic() - self._last
 
     def close(self) -> None:
         """Wait for the step under way; later ones are refused."""

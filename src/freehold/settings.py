@@ -8,6 +8,7 @@ Imports only the errors; nothing here looks at the machine, creates a directory 
     FREEHOLD_THREADS   worker threads, 1 to 1024           (default: one per usable core)
     FREEHOLD_MEMORY    memory budget, e.g. 8G or 1.5GiB    (default: what the machine can spare)
     FREEHOLD_MODEL     the model to use when none is named (default: the catalogue's)
+    FREEHOLD_PACKED    on | off: keep packed weights       (default: on)
     FREEHOLD_DEBUG     any value: tracebacks with errors   (default: one line per error)
 """
 
@@ -27,7 +28,7 @@ MAX_THREADS = 1024
 MIN_MEMORY = 16 << 20
 """Below this a budget is a forgotten suffix ("8" for "8G"), not a wish."""
 
-_NAMES = frozenset(f"FREEHOLD_{name}" for name in ("HOME", "ISA", "THREADS", "MEMORY", "MODEL", "DEBUG"))
+_NAMES = frozenset(f"FREEHOLD_{name}" for name in ("HOME", "ISA", "THREADS", "MEMORY", "MODEL", "PACKED", "DEBUG"))
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -36,7 +37,8 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 class Settings:
     """The checked environment. None means "not set": whoever needs the value decides.
 
-    memory is in bytes. unknown lists FREEHOLD_* variables that mean nothing here, most likely misspelt.
+    memory is in bytes; packed is whether packed weights are kept and used. unknown lists FREEHOLD_* variables that mean
+    nothing here, most likely misspelt.
     """
 
     home: Path
@@ -44,6 +46,7 @@ class Settings:
     n_threads: int | None = None
     memory: int | None = None
     model: str | None = None
+    packed: bool = True
     unknown: tuple[str, ...] = ()
 
 
@@ -61,6 +64,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         n_threads=_threads(values.get("FREEHOLD_THREADS")),
         memory=_memory(values.get("FREEHOLD_MEMORY")),
         model=values.get("FREEHOLD_MODEL"),
+        packed=_switch("FREEHOLD_PACKED", values, default=True),
         unknown=tuple(sorted(values.keys() - _NAMES)),
     )
 
@@ -126,3 +130,10 @@ def _memory(value: str | None) -> int | None:
         hint = f"; did you mean {value}G?" if value.isdigit() else ""
         raise RequestError(f"FREEHOLD_MEMORY is {value!r}, {n_bytes} bytes; expected at least 16M{hint}")
     return n_bytes
+
+
+def _switch(name: str, values: Mapping[str, str], default: bool) -> bool:
+    value = values.get(name, "on" if default else "off")
+    if value.lower() not in ("on", "off"):
+        raise RequestError(f"{name} is {value!r}; expected on or off")
+    return value.lower() == "on"

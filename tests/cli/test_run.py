@@ -45,9 +45,11 @@ def test_json_is_one_object(freehold: Run, loads: Loads) -> None:
     loads("Paris")
     outcome = freehold("run", "-m", "smollm2", "Q?", "--json")
     report = json.loads(outcome.out)
-    assert list(report) == ["model", "answer", "finish_reason", "usage", "timings"]
+    assert list(report) == ["model", "answer", "reasoning", "tool_calls", "finish_reason", "usage", "timings"]
     assert (report["answer"], report["finish_reason"]) == ("Paris", "stop")
-    assert report["usage"] == {"prompt_tokens": 5, "cached_tokens": 0, "completion_tokens": 6}
+    assert (report["reasoning"], report["tool_calls"]) == (None, [])
+    usage = {"prompt_tokens": 5, "cached_tokens": 0, "completion_tokens": 6, "reasoning_tokens": 0}
+    assert report["usage"] == usage
     assert list(report["timings"]) == [
         "load_seconds",
         "prefill_seconds",
@@ -190,7 +192,7 @@ def test_interrupt_cancels_the_generation(freehold: Run, loads: Loads, monkeypat
     def interrupted(text: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("freehold.terminal.ask.write_answer", interrupted)
+    monkeypatch.setattr("freehold.terminal.display.write_answer", interrupted)
     assert freehold("run", "Q").status == 130
 
 

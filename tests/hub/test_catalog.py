@@ -7,7 +7,16 @@ import re
 import pytest
 
 from freehold.errors import NotFoundError
-from freehold.hub.catalog import DEFAULT_MODEL, find_entry, get_entry, load_catalog, nearest, parse_catalog
+from freehold.hub.catalog import (
+    DEFAULT_MODEL,
+    CatalogEntry,
+    find_entry,
+    get_entry,
+    load_catalog,
+    nearest,
+    parse_catalog,
+    require_source,
+)
 from freehold.hub.store import check_name
 
 TABLE = """
@@ -34,6 +43,8 @@ def test_the_shipped_catalogue_pins_every_byte() -> None:
     assert DEFAULT_MODEL in catalog
     for name, entry in catalog.items():
         assert name == check_name(name)
+        if not isinstance(entry, CatalogEntry):
+            continue
         for pinned in (entry, entry.source):
             assert re.fullmatch("[0-9a-f]{64}", pinned.sha256)
             assert pinned.n_bytes > 1000
@@ -60,8 +71,14 @@ def test_nothing_near_suggests_nothing() -> None:
 
 
 def test_a_valid_table_parses() -> None:
-    entry = parse_catalog(table())["a"]
+    entry = require_source(parse_catalog(table())["a"])
     assert (entry.aliases, entry.source.package, str(entry.source)) == (("a:1b",), "p", "p 1 (Python wheel)")
+
+
+def test_a_model_without_a_source_says_what_to_do() -> None:
+    for word, size in (("gpt-oss:20b", "13.8 GB"), ("GPT-OSS-120b", "65.2 GB")):
+        with pytest.raises(NotFoundError, match=rf"cannot be fetched yet.*{size}, Apache-2.0.*directory.*synth"):
+            require_source(get_entry(word))
 
 
 @pytest.mark.parametrize(

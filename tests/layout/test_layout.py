@@ -25,10 +25,11 @@ LAYERS: dict[str, str] = {
     "terminal": "freehold loading benchmark runtime reply budget hub hardware text models weights kernels settings "
     "errors",
     "freehold": "loading runtime reply text errors",  # __init__.py: the public names, imported on first use
-    "loading": "runtime budget hub hardware models text weights settings core errors",
+    "loading": "runtime packed_cache budget hub hardware models text weights settings core errors",
     "benchmark": "runtime budget engine kernels core errors",
     "runtime": "reply budget engine text core errors",
     "reply": "engine text core errors",
+    "packed_cache": "hub weights kernels errors",
     "budget": "core errors",
     "hub": "settings errors",
     "hardware": "settings errors",

@@ -198,7 +198,7 @@ def test_a_doubled_bos_is_made_one(tokenizer: Tokenizer) -> None:
 
 
 def test_values_that_are_not_plain_json_are_refused(tokenizer: Tokenizer) -> None:
-    template = ChatTemplate("x", tokenizer)
+    template = ChatTemplate("{{ thing }}", tokenizer)
     nested: Any = []
     for _ in range(500):
         nested = [nested]
@@ -210,6 +210,8 @@ def test_values_that_are_not_plain_json_are_refused(tokenizer: Tokenizer) -> Non
         template.render([Message("assistant", "", tool_calls=(ToolCall("f", '{"a":' * 500 + "1" + "}" * 500),))])
     with pytest.raises(RequestError, match="'bos_token' is set by the runtime"):
         template.render(user("hi"), bos_token="x")
+    with pytest.raises(RequestError, match="no option 'things'"):
+        template.render(user("hi"), things=1)
 
 
 def test_a_conversation_beyond_the_limit_is_refused(tokenizer: Tokenizer) -> None:

@@ -186,6 +186,7 @@ PIECES = {
     "llama-bpe": ["I", "'ll", " pay", " ", "123", "4", " €", " now", "\n\n", " x"],
     "qwen2": ["I", "'ll", " pay", " ", "1", "2", "3", "4", " €", " now", "\n\n", " x"],
     "deepseek-v3": ["I", "'ll", " pay", " ", "123", "4", " €", " now", "\n\n", " x"],
+    "gpt-4o": ["I'll", " pay", " ", "123", "4", " €", " now", "\n\n", " x"],
 }
 
 
@@ -206,6 +207,13 @@ def test_deepseek_cuts_cjk_runs_apart() -> None:
     text = "abc世界カタdef"
     spans = [span for _, span in pre_tokenizer(CUTS["deepseek-v3"]).pre_tokenize_str(text)]
     assert [text[start:end] for start, end in spans] == ["abc", "世界カタ", "def"]
+
+
+def test_gpt_4o_cuts_by_case_and_keeps_slashes() -> None:
+    pieces = ["we'Re", " HTTPServer'S", " get", "Name", " Élan世界", " //\n/", " μλ", "Ω", "  ", " x", "\t"]
+    text = "".join(pieces)
+    spans = [span for _, span in pre_tokenizer(CUTS["gpt-4o"]).pre_tokenize_str(text)]
+    assert [text[start:end] for start, end in spans] == pieces
 
 
 def test_metadata_may_hold_tuples_and_arrays(from_gguf: Tokenizer) -> None:

@@ -47,6 +47,7 @@ def test_safetensors_spellings() -> None:
     assert set(BY_SAFETENSORS_DTYPE) == {"F32", "F16", "BF16"}
 
 
+@pytest.mark.filterwarnings("ignore:overflow")  # in `gguf`, from scales too large
 @EVERY_FORMAT
 @pytest.mark.parametrize("seed", range(3))
 def test_decodes_random_blocks_like_gguf(fmt: Format, seed: int) -> None:
@@ -87,6 +88,78 @@ def test_infinite_scales_are_quiet(fmt: Format) -> None:
     decode(fmt, np.full((1, fmt.n_bytes), 0xFF, np.uint8))
 
 
+def split_mxfp4(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ggml's blocks [rows, n * 17] in Hugging Face's layout: nibbles [rows, n * 16] in pairs, scales [rows, n]."""
+    parts = blocks.reshape(len(blocks), -1, 17)
+    codes = np.concatenate([parts[..., 1:] & 15, parts[..., 1:] >> 4], axis=-1)  # [rows, n, 32]
+    nibbles = codes[..., 0::2] | codes[..., 1::2] << 4
+    return nibbles.reshape(len(blocks), -1), np.ascontiguousarray(parts[..., 0])
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # in `gguf`, from scales too large
+def test_both_mxfp4_layouts_hold_the_same_numbers() -> None:
+    blocks = random_blocks(FORMATS["MXFP4"], rows=50, n_blocks=6, seed=4)
+    blocks[:, ::17][:, :3] = np.arange(150).reshape(50, 3) % 256  # with the subnormal scales 0 and 1
+    data, scales = split_mxfp4(blocks)
+    tensor = QTensor(FORMATS["MXFP4"], (50, 192), data, scales)
+    assert_same_bits(tensor.to_float32(), dequantize(blocks, gguf.GGMLQuantizationType.MXFP4))
+    assert tensor.n_bytes == blocks.nbytes
+
+
+def test_mxfp4_values_by_hand() -> None:
+    data = np.zeros((1, 16), np.uint8)
+    data[0, :3] = [0x21, 0x73, 0xF9]
+    scales = np.array([[128]], np.uint8)
+    first = QTensor(FORMATS["MXFP4"], (1, 32), data, scales).to_float32()[0, :6]
+    np.testing.assert_array_equal(first, [1, 2, 3, 12, -1, -12])  # 0.5 1 1.5 6 -0.5 -6, times 2
+    data[0, :3] = 0
+    np.testing.assert_array_equal(QTensor(FORMATS["MXFP4"], (1, 32), data, scales).to_float32(), np.zeros((1, 32)))
+
+
+@pytest.mark.parametrize("name", ["MXFP4", "BF16", "Q4_0"])
+def test_rows_may_lie_apart(name: str) -> None:
+    fmt = FORMATS[name]
+    data = random_blocks(fmt, rows=24, n_blocks=64 // fmt.block, seed=6)
+    for rows in (slice(0, None, 2), slice(1, None, 2), slice(4, 20, 3)):
+        part = data[rows]
+        tensor = QTensor(fmt, (len(part), 64), part)
+        np.testing.assert_array_equal(tensor.to_float32(), decode(fmt, data)[rows])
+    nibbles, scales = split_mxfp4(random_blocks(FORMATS["MXFP4"], rows=24, n_blocks=2, seed=7))
+    whole = decode(FORMATS["MXFP4"], nibbles, scales)
+    odd = QTensor(FORMATS["MXFP4"], (3, 4, 64), nibbles[1::2], scales[1::2])
+    np.testing.assert_array_equal(odd.to_float32().reshape(12, 64), whole[1::2])
+
+
+def test_an_expert_is_a_view() -> None:
+    nibbles, scales = split_mxfp4(random_blocks(FORMATS["MXFP4"], rows=24, n_blocks=2, seed=8))
+    tensor = QTensor(FORMATS["MXFP4"], (3, 4, 64), nibbles[0::2], scales[0::2])
+    whole = tensor.to_float32()
+    for index in range(3):
+        expert = tensor.expert(index)
+        assert expert.shape == (4, 64)
+        assert np.shares_memory(expert.data, nibbles)
+        assert expert.scales is not None
+        assert np.shares_memory(expert.scales, scales)
+        np.testing.assert_array_equal(expert.to_float32(), whole[index])
+    dense = QTensor(FORMATS["F32"], (2, 1, 2), np.arange(4, dtype=np.float32).view(np.uint8).reshape(2, 8))
+    np.testing.assert_array_equal(dense.expert(1).to_float32(), [[2, 3]])
+    with pytest.raises(AssertionError):
+        tensor.expert(3)
+
+
+def test_finds_the_scale_that_is_no_number() -> None:
+    blocks = random_blocks(FORMATS["MXFP4"], rows=6, n_blocks=2, seed=9)
+    blocks[:, ::17] = 254
+    nibbles, scales = split_mxfp4(blocks)
+    assert QTensor(FORMATS["MXFP4"], (6, 64), blocks).find_nan_scale() is None
+    assert QTensor(FORMATS["MXFP4"], (6, 64), nibbles, scales).find_nan_scale() is None
+    blocks[4, 17] = scales[4, 1] = 255
+    assert QTensor(FORMATS["MXFP4"], (6, 64), blocks).find_nan_scale() == (4, 1)
+    assert QTensor(FORMATS["MXFP4"], (3, 64), nibbles[0::2], scales[0::2]).find_nan_scale() == (2, 1)
+    assert QTensor(FORMATS["MXFP4"], (3, 64), nibbles[1::2], scales[1::2]).find_nan_scale() is None
+    assert QTensor(FORMATS["MXFP4"], (0, 64), nibbles[:0], scales[:0]).find_nan_scale() is None
+
+
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 1, 3), (), (0,), (0, 4), (3, 0)])
 def test_tensor_shapes(shape: tuple[int, ...]) -> None:
     numbers = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
@@ -104,3 +177,10 @@ def test_a_tensor_of_the_wrong_size_is_our_bug() -> None:
         QTensor(FORMATS["F32"], (2, 3), np.zeros((2, 8), np.uint8))
     with pytest.raises(AssertionError):
         FORMATS["Q4_0"].row_bytes(33)
+    nibbles, scales = np.zeros((2, 32), np.uint8), np.zeros((2, 2), np.uint8)
+    with pytest.raises(AssertionError):
+        QTensor(FORMATS["MXFP4"], (2, 64), nibbles, scales[:, :1])
+    with pytest.raises(AssertionError):
+        QTensor(FORMATS["MXFP4"], (2, 64), nibbles)
+    with pytest.raises(AssertionError, match="keeps its scales in its blocks"):
+        QTensor(FORMATS["Q8_0"], (2, 64), nibbles, scales)

@@ -272,3 +272,53 @@ def test_several_files_need_an_index(tmp_path: Path) -> None:
         SafetensorsShards(tmp_path)
     (tmp_path / "one.safetensors").rename(tmp_path / "model.safetensors")
     assert SafetensorsShards(tmp_path).names == ("a", "b")
+
+
+def write_series(directory: Path, names: list[str], tensors: list[str]) -> None:
+    for file, name in zip(names, tensors, strict=True):
+        save(directory / f"{file}.safetensors", file_bytes({name: tensor(0, 4, [1])}, bytes(4)))
+
+
+def test_a_whole_numbered_series_needs_no_index(tmp_path: Path) -> None:
+    write_series(tmp_path, ["model--00001-of-00002", "model--00002-of-00002"], ["a", "b"])
+    assert SafetensorsShards(tmp_path).names == ("a", "b")
+    (tmp_path / "model--00001-of-00002.safetensors").unlink()
+    with pytest.raises(
+        NotFoundError, match="1 of the 2 shards of its numbered series are missing: 'model--00001-of-00002"
+    ):
+        SafetensorsShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["m-00001-of-00002", "m-00002-of-00002", "n-00001-of-00001"],
+        ["m-00001-of-00001", "m-00002-of-00002"],
+        ["m-00001-of-00001", "extra"],
+        ["m-00003-of-00002"],
+        ["m-00001-of-00000"],
+        ["m{0}-00001-of-00002", "m-00002-of-00002"],
+    ],
+)
+def test_what_is_no_whole_series_needs_an_index(tmp_path: Path, names: list[str]) -> None:
+    write_series(tmp_path, names, [f"t{index}" for index in range(len(names))])
+    with pytest.raises(NotFoundError, match="that says how they belong together"):
+        SafetensorsShards(tmp_path)
+
+
+def test_a_series_holds_each_tensor_once(tmp_path: Path) -> None:
+    write_series(tmp_path, ["m-00001-of-00002", "m-00002-of-00002"], ["a", "a"])
+    with pytest.raises(ModelFileError, match=r"m-00002-of-00002\.\w+ holds the tensor 'a', as another file does"):
+        SafetensorsShards(tmp_path)
+
+
+def test_raw_bytes_of_any_type(tmp_path: Path) -> None:
+    header = {"a": tensor(0, 3, [3], "U8"), "b": tensor(3, 5, [1], "F16")}
+    save(tmp_path / "model.safetensors", file_bytes(header, bytes([1, 2, 3, 4, 5])))
+    shards = SafetensorsShards(tmp_path)
+    assert shards.raw("a").tolist() == [1, 2, 3]
+    assert shards.raw("b").tolist() == [4, 5]
+    with pytest.raises(NotFoundError):
+        shards.raw("c")
+    with pytest.raises(UnsupportedError, match="'a' is stored as U8"):
+        shards.get("a")

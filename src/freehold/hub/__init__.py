@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from freehold.errors import NotFoundError
-from freehold.hub.catalog import DEFAULT_MODEL, Catalog, CatalogEntry, find_entry, load_catalog, nearest
+from freehold.hub.catalog import DEFAULT_MODEL, Catalog, KnownModel, find_entry, load_catalog, nearest
 from freehold.hub.store import Store, StoredModel
 
 __all__ = ["DEFAULT_MODEL", "Resolved", "Store", "StoredModel", "resolve"]
@@ -22,13 +22,14 @@ class Resolved:
     """What a model argument means.
 
     "stored": in the store, path is its file. "path": a file or directory of the user's. "pullable": in the catalogue,
-    but not yet in the store or damaged there: path is None and `entry` says what a pull would fetch.
+    but not yet in the store or damaged there: path is None and `entry` says what a pull would fetch, or, for a model
+    without a source, refuse with what to do instead.
     """
 
     kind: Literal["stored", "path", "pullable"]
     name: str
     path: Path | None = None
-    entry: CatalogEntry | None = None
+    entry: KnownModel | None = None
 
 
 def resolve(model: str | Path, store: Store, catalog: Catalog | None = None) -> Resolved:

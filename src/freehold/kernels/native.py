@@ -36,6 +36,10 @@ _NAMES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4"
 FORMATS = tuple(_NAMES.split())
 """Formats with kernels, in the order of csrc/formats.h."""
 
+PACKED_LAYOUT = 1
+"""Version of the packed form: counts up with every change to what csrc/pack.cpp, or a reader that puts rows in order,
+makes of a tensor's bytes. What another version packed is packed anew."""
+
 SMALL_BYTES = 4 << 20
 """Matrices below this are packed by the calling thread alone, in about a millisecond per MB: while a small model loads,
 another thread needs a core for its text."""
@@ -83,6 +87,19 @@ def explain_isa() -> str:
 def measure_bandwidth(n_threads: int, n_bytes: int = 64 << 20) -> float:
     """Memory read bandwidth in GB/s with all threads reading n_bytes each, which all caches together cannot hold."""
     return _kernels.measure_bandwidth(_kernels.Pool(n_threads), n_bytes)
+
+
+def wrap(data: npt.NDArray[np.uint8], fmt: str, n_rows: int, n_cols: int) -> _kernels.Packed:
+    """A matrix of bytes packed before, by the same layout; they are kept alive. KernelError if they do not fit."""
+    try:
+        return _kernels.wrap(data, FORMATS.index(fmt), n_rows, n_cols)
+    except ValueError as error:
+        raise KernelError(f"{len(data)} bytes are no packed {fmt} matrix [{n_rows}, {n_cols}]: {error}") from error
+
+
+def unwrap(matrix: _kernels.Packed) -> tuple[str, npt.NDArray[np.uint8]]:
+    """A packed matrix's format and bytes, final once the program was compiled; a view that keeps them alive."""
+    return FORMATS[matrix.format], matrix.data
 
 
 class NativeKV:

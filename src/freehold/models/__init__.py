@@ -14,7 +14,7 @@ from freehold.errors import RequestError, UnsupportedError
 from freehold.formats import FORMATS
 from freehold.kernels import NativeBackend, ReferenceBackend
 from freehold.models import gpt_oss, llama
-from freehold.models.common import Backend, Config, LoadedModel, Loader, Progress, Weights, rounded_format
+from freehold.models.common import Backend, Config, Kept, LoadedModel, Loader, Progress, Weights, rounded_format
 
 Precision = Literal["reference", "exact", "fast"]
 """reference: numpy in float32, the oracle. exact: the kernels; they keep weights exact, except on the amx level,
@@ -46,11 +46,13 @@ def load_model(
     backend: Backend | None = None,
     rounding: Rounding = "int8",
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> LoadedModel:
     """Load a checkpoint's weights into a runnable model.
 
     n_threads: workers of the kernels; None uses every core this process may run on. backend: one from `make_backend`,
-    which then decides precision and threads. rounding: of bfloat16 weights. The checkpoint may be closed after.
+    which then decides precision and threads. rounding: of bfloat16 weights. kept: matrices of earlier loads, made by
+    the same `rounding_policy`. The checkpoint may be closed after.
     Raises UnsupportedError for an architecture or config that is not implemented, ModelFileError for tensors that do
     not fit the config, RequestError for an unknown precision.
     """
@@ -58,7 +60,7 @@ def load_model(
         raise RequestError(f"rounding is {rounding!r}; expected one of {', '.join(get_args(Rounding))}")
     backend = backend or make_backend(precision, n_threads, checkpoint.n_bytes)
     family = _family(checkpoint)
-    loader = Loader(checkpoint, backend, progress, family.ROUNDED if rounding == "int8" else ())
+    loader = Loader(checkpoint, backend, progress, family.ROUNDED if rounding == "int8" else (), kept)
     ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
     return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
 
@@ -75,6 +77,12 @@ def resident_bytes(checkpoint: CheckpointLike, precision: Precision, rounding: R
             if to := rounded_format(name, tensor, rounded):
                 saved += tensor.n_bytes - math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
     return checkpoint.n_bytes - saved
+
+
+def rounding_policy(rounding: Rounding) -> str:
+    """A rounding with all that it means: equal texts, equal packed weights of any checkpoint."""
+    rounded = [name for family in _MODULES for name in family.ROUNDED] if rounding == "int8" else []
+    return " ".join([rounding, *rounded])
 
 
 def _family(checkpoint: CheckpointLike) -> Any:

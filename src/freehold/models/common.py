@@ -227,19 +227,38 @@ class Weights(Protocol):
     def release(self, name: str) -> None: ...
 
 
+class Kept(Protocol):
+    """Matrices that were packed by an earlier load of the same weights."""
+
+    def find(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...] | None:
+        """The n matrices [n_rows, n_cols] of a tensor, all or none."""
+        ...
+
+    def keep(self, name: str, matrices: Sequence[Matrix]) -> None:
+        """What `find` did not have, for the next load."""
+        ...
+
+
 class Loader:
     """Hands a checkpoint's tensors to a backend one by one, checks their shapes, and gives the source pages back.
 
     rounded: endings of the names of matrices that become Q8_0 where they are stored in bfloat16.
+    kept: asked first for every matrix; what it has is not read from the checkpoint.
     """
 
     def __init__(
-        self, weights: Weights, backend: Backend, progress: Progress | None = None, rounded: Sequence[str] = ()
+        self,
+        weights: Weights,
+        backend: Backend,
+        progress: Progress | None = None,
+        rounded: Sequence[str] = (),
+        kept: Kept | None = None,
     ) -> None:
         self._weights = weights
         self._rounded = tuple(rounded)
         self._backend = backend
         self._progress = progress
+        self._kept = kept
         self._names = frozenset(weights.names)
         self._done = 0  # bytes of the checkpoint
         self.n_bytes = 0  # of what stays resident
@@ -250,15 +269,21 @@ class Loader:
 
     def matrix(self, name: str, n_rows: int, n_cols: int) -> Matrix:
         """A weight [n_rows, n_cols], packed."""
+        if found := self._find(name, 1, n_rows, n_cols):
+            return found[0]
         tensor = self._get(name, (n_rows, n_cols))
         matrix = self._backend.matrix(tensor, rounded_format(name, tensor, self._rounded))
+        self._keep(name, [matrix])
         self._count(name, tensor, self._backend.n_bytes(matrix))
         return matrix
 
     def experts(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...]:
         """The matrices [n_rows, n_cols] of n experts, stored as one tensor."""
+        if found := self._find(name, n, n_rows, n_cols):
+            return found
         tensor = self._get(name, (n, n_rows, n_cols))
         matrices = tuple(self._backend.matrix(tensor.expert(index)) for index in range(n))
+        self._keep(name, matrices)
         self._count(name, tensor, sum(map(self._backend.n_bytes, matrices)))
         return matrices
 
@@ -277,21 +302,41 @@ class Loader:
         """An RMSNorm with this weight."""
         return Norm(self.vector(name, size), eps)
 
-    def _get(self, name: str, shape: tuple[int, ...]) -> QTensor:
+    def _find(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...] | None:
+        """The n matrices of a tensor as an earlier load packed them; the checkpoint is not touched."""
+        self._require(name)
+        found = None if self._kept is None else self._kept.find(name, n, n_rows, n_cols)
+        if found is not None:
+            resident = sum(map(self._backend.n_bytes, found))
+            self._add(n * n_rows * n_cols, resident, resident)
+        return found
+
+    def _keep(self, name: str, matrices: Sequence[Matrix]) -> None:
+        if self._kept is not None:
+            self._kept.keep(name, matrices)
+
+    def _require(self, name: str) -> None:
         if name not in self:
             raise ModelFileError(f"the checkpoint has no tensor {name!r}, which its config calls for")
+
+    def _get(self, name: str, shape: tuple[int, ...]) -> QTensor:
+        self._require(name)
         tensor = self._weights.get(name)
         if tensor.shape != shape:
             raise ModelFileError(f"tensor {name!r} has shape {list(tensor.shape)}; its config calls for {list(shape)}")
         return tensor
 
     def _count(self, name: str, tensor: QTensor, resident: int) -> None:
-        self.n_bytes += resident
-        self.n_parameters += math.prod(tensor.shape)
-        self._done += tensor.n_bytes
         self._weights.release(name)
+        self._add(math.prod(tensor.shape), tensor.n_bytes, resident)
+
+    def _add(self, n_parameters: int, n_bytes: int, resident: int) -> None:
+        self.n_bytes += resident
+        self.n_parameters += n_parameters
+        self._done += n_bytes
         if self._progress:
-            self._progress(self._done, self._weights.n_bytes)
+            total = self._weights.n_bytes
+            self._progress(min(self._done, total), total)  # some formats grow when they are packed
 
 
 def rounded_format(name: str, tensor: QTensor, rounded: Sequence[str]) -> str | None:

@@ -1,6 +1,6 @@
 """One question, one answer: what `freehold run` does when it has a prompt.
 
-Owns the options of an answer and its report as text or JSON. Standard output carries the answer and nothing else.
+Owns the options of an answer and its report as text or JSON. How the answer is shown is the display's matter.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from freehold.terminal.console import note, write_answer
+from freehold.errors import RequestError
+from freehold.terminal.console import note
+from freehold.terminal.display import Display, tell_calls
 from freehold.text.chat import Message
 
 if TYPE_CHECKING:
     from freehold.reply import Reply
     from freehold.runtime import LocalModel, SamplingOptions
+
+EFFORTS = ("low", "medium", "high")
 
 
 @dataclass(frozen=True)
@@ -26,43 +30,45 @@ class AnswerOptions:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     verbose: bool = False
+    effort: str | None = None
+    hide_reasoning: bool = False
 
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments for LocalModel.chat."""
-        return {**self.sampling, "max_tokens": self.max_tokens, "stop": self.stop}
+        asked = {"max_tokens": self.max_tokens, "stop": self.stop, "reasoning_effort": self.effort}
+        return {**self.sampling, **asked}
 
 
 def ask(model: LocalModel, prompt: str, options: AnswerOptions) -> Reply:
     """Stream one answer to standard output, a line break at its end. Ctrl-C and a closed pipe cancel the generation."""
-    last = "\n"
     with model.chat(_messages(prompt, options), stream=True, **options.keywords()) as stream:
-        try:
-            for event in stream:
-                if event.text:
-                    write_answer(event.text)
-                    last = event.text
-        finally:  # what follows, if only the shell's prompt after Ctrl-C, begins a line
-            if not last.endswith("\n"):
-                write_answer("\n")
+        Display(hide_reasoning=options.hide_reasoning).show(stream)
         reply = stream.reply()
+    tell_calls(reply)
     if reply.finish_reason == "length":
-        note(f"the answer was cut short: {_limit(model, reply)}")
+        thinking = " while the model was thinking" if reply.n_reasoning and not reply.text else ""
+        note(f"the answer was cut short{thinking}: {_limit(model, reply)}")
     if options.verbose:
-        note(f"load {model.load_seconds:.2f} s; {describe_speed(reply)}")
+        note(f"load {model.load_seconds:.2f} s ({model.load_remark}); {describe_speed(reply)}")
     return reply
 
 
 def ask_json(model: LocalModel, prompt: str, options: AnswerOptions) -> str:
-    """One answer as a JSON object: answer, finish_reason, usage (tokens) and timings (seconds, tokens per second)."""
+    """One answer as a JSON object: answer, reasoning (null without any), tool_calls in OpenAI's shape, finish_reason,
+    usage (tokens; those of reasoning are part of the completion's) and timings (seconds, tokens per second).
+    """
     reply = model.chat(_messages(prompt, options), **options.keywords())
     report = {
         "model": model.name,
         "answer": reply.text,
+        "reasoning": reply.reasoning,
+        "tool_calls": [call.to_dict() for call in reply.tool_calls],
         "finish_reason": reply.finish_reason,
         "usage": {
             "prompt_tokens": reply.n_prompt,
             "cached_tokens": reply.n_cached,
             "completion_tokens": reply.n_generated,
+            "reasoning_tokens": reply.n_reasoning,
         },
         "timings": {
             "load_seconds": round(model.load_seconds, 4),
@@ -75,16 +81,29 @@ def ask_json(model: LocalModel, prompt: str, options: AnswerOptions) -> str:
     return json.dumps(report, ensure_ascii=False, indent=2)
 
 
+def check_effort(model: LocalModel, effort: str | None) -> None:
+    """Raise RequestError if the model cannot be told how much to think, by rendering a prompt that tells it."""
+    if effort is None or model.chat_format is None:
+        return
+    if effort not in EFFORTS:
+        raise RequestError(f"the reasoning effort is {effort!r}; expected {', '.join(EFFORTS)}")
+    try:
+        model.chat_format.render([Message(role="user", content="Hello")], reasoning_effort=effort)
+    except RequestError as error:
+        raise RequestError(f"{model.name} has no reasoning effort to set: {error}") from error
+
+
 def describe_speed(reply: Reply) -> str:
     """Token counts and speeds of one answer, in one line."""
     prefill, decode = (
         _rate(reply.n_prompt - reply.n_cached, reply.prefill_seconds),
         _rate(reply.n_generated - 1, reply.decode_seconds),
     )
+    thought = f" ({reply.n_reasoning} of them reasoning)" if reply.n_reasoning else ""
     return (
         f"prompt {reply.n_prompt} tokens ({reply.n_cached} cached) in {reply.prefill_seconds:.2f} s "
         f"({prefill or '-'} tok/s); "
-        f"answer {reply.n_generated} tokens in {reply.decode_seconds:.2f} s ({decode or '-'} tok/s)"
+        f"answer {reply.n_generated} tokens{thought} in {reply.decode_seconds:.2f} s ({decode or '-'} tok/s)"
     )
 
 

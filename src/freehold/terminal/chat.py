@@ -6,6 +6,7 @@ harmless by the console. A failed request costs its own message, never the chat.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 import sys
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING
 from freehold.errors import FreeholdError, RequestError
 from freehold.hub import Store
 from freehold.terminal import transcript
-from freehold.terminal.ask import AnswerOptions, describe_speed
+from freehold.terminal.ask import AnswerOptions, check_effort, describe_speed
 from freehold.terminal.console import note, printable
+from freehold.terminal.display import Display, tell_calls
 from freehold.terminal.editor import Editor, open_editor
 from freehold.text.chat import Message
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 HELP = """\
 /help           this text
 /system [TEXT]  set the system message; without TEXT show it
+/effort [LEVEL] how much the model shall think: low, medium or high
 /clear          forget the conversation, keep the system message
 /save FILE      write the conversation to FILE (JSON)
 /load FILE      continue a saved conversation
@@ -38,7 +41,7 @@ Enter sends. For more lines: Alt-Enter, a backslash at the end of a line, or a b
 Pasted text keeps its line breaks. A space before the slash sends a command's name as text.
 Ctrl-C stops the answer; what was said until then stays in the conversation."""
 
-COMMANDS = ("/help", "/system", "/clear", "/save", "/load", "/stats", "/exit")
+COMMANDS = ("/help", "/system", "/effort", "/clear", "/save", "/load", "/stats", "/exit")
 _COMMAND = re.compile(r"(/\w+)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -61,6 +64,7 @@ class Chat:
         self._actions: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self._say(HELP),
             "/system": self._set_system,
+            "/effort": self._set_effort,
             "/clear": self._clear,
             "/save": self._save,
             "/load": self._load,
@@ -117,20 +121,25 @@ class Chat:
         try:
             with self._model.chat(self.messages, stream=True, **self._options.keywords()) as stream:
                 try:
-                    for event in stream:
-                        sys.stdout.write(printable(event.text))
-                        sys.stdout.flush()
+                    Display(hide_reasoning=self._options.hide_reasoning, defang=True).show(stream)
                 except KeyboardInterrupt:
                     stream.close()
                 reply = stream.reply()
-            sys.stdout.write("\n")
+            tell_calls(reply)
             answered = bool(reply.text)
             if answered:
-                self._turns.append(Message(role="assistant", content=reply.text))
+                self._turns.append(self._turn(reply))
             self._record(reply)
         finally:
             if not answered:
                 self._turns.pop()
+
+    def _turn(self, reply: Reply) -> Message:
+        """The answer as the next request will carry it. Its ids would bring back calls that nobody will answer, and
+        what a stop string cut off.
+        """
+        ids = None if reply.tool_calls or self._options.stop else reply.ids
+        return Message(role="assistant", content=reply.text, reasoning=reply.reasoning, ids=ids)
 
     def _record(self, reply: Reply) -> None:
         self._last = reply
@@ -139,7 +148,9 @@ class Chat:
         if reply.finish_reason == "cancelled":
             self._say("(stopped)" if reply.text else "(stopped before the first word; the question is forgotten)")
         elif not reply.text:
-            self._say("(the model said nothing; the question is forgotten)")
+            what = "was still thinking" if reply.finish_reason == "length" and reply.n_reasoning else "said nothing"
+            what = "only called tools, which this chat has not" if reply.tool_calls else what
+            self._say(f"(the model {what}; the question is forgotten)")
         elif reply.finish_reason == "length":
             full = reply.n_prompt + reply.n_generated >= self._model.max_context
             self._say("(cut short: the context is full; /clear makes room)" if full else "(cut short by --max-tokens)")
@@ -154,6 +165,12 @@ class Chat:
             if self._system
             else "no system message is set; the model's template may add its own"
         )
+
+    def _set_effort(self, level: str) -> None:
+        if level:
+            check_effort(self._model, level)
+            self._options = dataclasses.replace(self._options, effort=level)
+        self._say(f"effort: {self._options.effort or 'as the model has it'}")
 
     def _clear(self, argument: str) -> None:
         self._turns.clear()

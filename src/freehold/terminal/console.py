@@ -40,6 +40,15 @@ def write_answer(text: str) -> None:
     sys.stdout.flush()
 
 
+def write_aside(text: str) -> None:
+    """What is shown beside the answer, dimmed: on the terminal that has the answer, else on standard error."""
+    stream = sys.stdout if sys.stdout.isatty() else sys.stderr
+    plain = not stream.isatty() or os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+    # Switched off again after every piece, so that an interruption leaves nothing dimmed behind.
+    stream.write(printable(text) if plain else f"\x1b[2m{printable(text)}\x1b[22m")
+    stream.flush()
+
+
 def open_missing_streams() -> None:
     """Give a program that was started without standard output or error (`>&-`) one that leads nowhere."""
     for name in ("stdout", "stderr"):

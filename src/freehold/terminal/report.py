@@ -10,6 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from freehold import __version__, kernels, settings
@@ -17,7 +18,8 @@ from freehold.budget import SCRATCH_BYTES, config_token_bytes
 from freehold.errors import FreeholdError, NotFoundError
 from freehold.hardware import detect, problems
 from freehold.hub import Store, resolve
-from freehold.hub.catalog import load_catalog
+from freehold.hub.catalog import CatalogEntry, load_catalog, require_source
+from freehold.hub.packed import elsewhere, packed_size
 from freehold.terminal.console import human_bytes, human_count, printable, table
 from freehold.weights import Checkpoint, open_checkpoint
 
@@ -26,23 +28,33 @@ Facts = dict[str, Any]
 
 def list_models(everything: bool = False) -> list[Facts]:
     """The models of the store; with `everything`, those of the catalogue that are not in it as well."""
+    store = Store()
     rows = [
         {
             "name": model.name,
             "bytes": model.n_bytes,
+            "packed_bytes": packed_size(model.path, store),
             "format": model.format,
             "last_used": int(model.last_used),
             "path": str(model.path),
             "stored": True,
             "problem": model.problem,
         }
-        for model in Store().models()
+        for model in store.models()
     ]
     if everything:
         stored = {row["name"] for row in rows}
         for entry in load_catalog().values():
             if entry.name not in stored:
-                rows.append({"name": entry.name, "bytes": entry.n_bytes, "format": entry.format, "stored": False})
+                rows.append(
+                    {
+                        "name": entry.name,
+                        "bytes": entry.n_bytes,
+                        "format": entry.format,
+                        "stored": False,
+                        "fetchable": isinstance(entry, CatalogEntry),
+                    }
+                )
     return rows
 
 
@@ -52,9 +64,24 @@ def render_models(rows: list[Facts]) -> str:
         return "no models yet; `freehold pull smollm2` fetches one, `freehold ls --all` shows what there is"
     lines = []
     for row in rows:
-        state = "not fetched" if not row["stored"] else row["problem"] or f"used {_day(row['last_used'])}"
-        lines.append((row["name"], human_bytes(row["bytes"]), row["format"], state))
+        lines.append((row["name"], human_bytes(row["bytes"]), row["format"], _state(row)))
     return table(lines)
+
+
+def _state(row: Facts) -> str:
+    if row["stored"]:
+        packed = f", {human_bytes(row['packed_bytes'])} of it packed weights" if row["packed_bytes"] else ""
+        return row["problem"] or f"used {_day(row['last_used'])}{packed}"
+    return "not fetched" if row["fetchable"] else "cannot be fetched yet; get its files yourself"
+
+
+def packed_elsewhere() -> str | None:
+    """One line on the packed weights that the store keeps of models outside of it; None if it keeps none."""
+    store = Store()
+    sizes = [packed_size(Path(origin), store) or 0 for origin in elsewhere(store).values()]
+    if not any(sizes):
+        return None
+    return f"{human_bytes(sum(sizes))} more are packed weights of models elsewhere, in {store.root / 'packed'}"
 
 
 def describe_model(model: str) -> Facts:
@@ -62,6 +89,8 @@ def describe_model(model: str) -> Facts:
     store = Store()
     resolved = resolve(model, store)
     if resolved.path is None:
+        if resolved.entry is not None:
+            require_source(resolved.entry)
         raise NotFoundError(f"{resolved.name} is not in the store yet; fetch it with `freehold pull {resolved.name}`")
     with open_checkpoint(resolved.path) as checkpoint:
         formats, n_parameters = _formats(checkpoint)
@@ -81,6 +110,7 @@ def describe_model(model: str) -> Facts:
             "context": context,
             "vocabulary": config.get("vocab_size"),
             "chat_template": checkpoint.chat_template is not None,
+            "packed_bytes": packed_size(resolved.path, store),
             "licence": _licence(resolved.entry.licence if resolved.entry else None, checkpoint),
             "memory": {
                 "weights_bytes": checkpoint.n_bytes,
@@ -112,6 +142,7 @@ def render_model(facts: Facts) -> str:
         ("formats", formats),
         ("context", f"{facts['context']} tokens"),
         ("chat template", "yes" if facts["chat_template"] else "no"),
+        ("packed weights", human_bytes(facts["packed_bytes"]) if facts["packed_bytes"] else "not kept yet"),
         ("licence", facts["licence"] or "not stated in the files"),
         ("memory", f"{need}; this process may use {human_bytes(memory['budget_bytes'])}"),
     ]

@@ -3,6 +3,8 @@
 Owns the file format. A file to load may come from anybody: it is bounded, parsed and checked before a word is used.
 
     {"freehold_chat": 1, "model": "smollm2", "system": "..." | null, "messages": [{"role": "user", "content": "..."}]}
+
+An assistant's message has "reasoning" too where there was any.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def save(path: Path, transcript: Transcript) -> None:
             load(path)
         except FreeholdError:
             raise RequestError(f"{path} exists and is not a saved chat; choose another name") from None
-    messages = [{"role": message.role, "content": message.content} for message in transcript.messages]
+    messages = [_saved(message) for message in transcript.messages]
     data = {"freehold_chat": VERSION, "model": transcript.model, "system": transcript.system, "messages": messages}
     temporary = None
     try:
@@ -90,14 +92,20 @@ def _checked(path: Path, data: Any) -> Transcript:
     return Transcript(model, system, _checked_messages(path, data["messages"]))
 
 
+def _saved(message: Message) -> dict[str, str]:
+    reasoning = {} if message.reasoning is None else {"reasoning": message.reasoning}
+    return {"role": message.role, "content": message.content, **reasoning}
+
+
 def _checked_messages(path: Path, items: Sequence[Any]) -> tuple[Message, ...]:
     messages = []
     for number, item in enumerate(items):
         ok = isinstance(item, dict) and item.get("role") in ROLES and isinstance(item.get("content"), str)
-        if not ok:
+        reasoning = item.get("reasoning") if ok else None
+        if not ok or not (reasoning is None or (isinstance(reasoning, str) and item["role"] == "assistant")):
             raise RequestError(
-                f'{path} is not a saved chat: message {number} needs a "role" of user or assistant '
-                'and a string "content"'
+                f'{path} is not a saved chat: message {number} needs a "role" of user or assistant and a string '
+                '"content"; an assistant\'s may have a string "reasoning"'
             )
-        messages.append(Message(role=item["role"], content=item["content"]))
+        messages.append(Message(role=item["role"], content=item["content"], reasoning=reasoning))
     return tuple(messages)

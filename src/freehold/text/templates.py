@@ -8,13 +8,15 @@ sandbox.py. Knows nothing of protocols, models or files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from freehold.errors import RequestError, TemplateError
 from freehold.text.chat import Message
 from freehold.text.metering import BUDGET, Budget, OverBudget
+from freehold.text.plain_parser import PlainParser
 from freehold.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,10 +34,14 @@ _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 
 
 
 class ChatTemplate:
-    """A compiled chat template; thread-safe. Raises TemplateError if `source` does not compile.
+    """A ChatFormat made of a chat template; thread-safe. Raises TemplateError if `source` does not compile.
 
+    Its answers are plain text, and what ends them is for the model's files to say.
     max_seconds: wall-clock limit of one rendering. max_chars: largest conversation, output or value within it.
     """
+
+    stop_ids: frozenset[int] = frozenset()
+    sampling: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self, source: str, tokenizer: Tokenizer, *, max_seconds: float = 2.0, max_chars: int = MAX_CHARS
@@ -60,7 +66,7 @@ class ChatTemplate:
 
         `options` are the template's own, like enable_thinking. Without control-token texts in the content, the ids are
         those of the whole rendered text; a doubled BOS at the start is made one. Raises TemplateError, also for what
-        the template refuses, and RequestError for values that are not plain JSON.
+        the template refuses, and RequestError for values that are not plain JSON, or an option it never mentions.
         """
         variables = self._variables(messages, add_generation_prompt, tools, options)
         strings: list[str] = [self.source]
@@ -85,6 +91,10 @@ class ChatTemplate:
         """The prompt as text, for people to read: in it, content and control tokens look the same."""
         return self._run(_mapped(self._variables(messages, add_generation_prompt, tools, options), str))
 
+    def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None) -> PlainParser:
+        """A parser for one answer: all of it is text."""
+        return PlainParser(self._tokenizer)
+
     def _variables(
         self,
         messages: Sequence[Message],
@@ -94,6 +104,8 @@ class ChatTemplate:
     ) -> dict[str, Any]:
         if taken := [name for name in options if name in _RESERVED]:
             raise RequestError(f"the template option {taken[0]!r} is set by the runtime; expected another name")
+        if unknown := [name for name in options if not re.search(rf"\b{re.escape(name)}\b", self.source)]:
+            raise RequestError(f"the model's chat template has no option {unknown[0]!r}; leave it out")
         shaped = [message.to_template() for message in messages]
         for message in shaped:
             if message["role"] == "developer" and not self._knows_developer:

@@ -1,0 +1,268 @@
+"""Tools as the harmony format shows them to a model: JSON schemas written as TypeScript-like declarations.
+
+Owns the reading of OpenAI tool objects, hostile until checked, and that writing. It follows openai-harmony to the
+character, oddities included, because that is the text the models were trained on: an object's description is repeated
+before its brace, and what the library does not know (anyOf, allOf, $ref, const, limits) is `any` or left out. Knows no
+tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, NoReturn
+
+from freehold.errors import RequestError
+
+MAX_CHARS = 1_000_000
+"""Of all tools of a request together, indentation included: twice the longest context of any harmony model."""
+
+MAX_DEPTH = 100
+"""Of JSON inside a tool; openai-harmony stops at 127."""
+
+_MAX_EXPONENT = 308  # of a double, in tens
+
+_NAME = re.compile(r"[^\s<|>]{1,256}")
+_Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A tool that can be called. `parameters` is a JSON schema of plain values, or None if there are none."""
+
+    name: str
+    description: str = ""
+    parameters: _Schema | None = None
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """Functions under one name, or, without any, a tool that takes plain text, like python."""
+
+    name: str
+    description: str = ""
+    functions: tuple[Function, ...] = ()
+
+
+def read_functions(tools: Sequence[Mapping[str, Any]] | None) -> tuple[Function, ...]:
+    """Check OpenAI tools, {"type": "function", "function": {"name", "description", "parameters"}}.
+
+    Raises RequestError naming the place, also for schemas too deep or too large to be shown to a model.
+    """
+    budget = _Budget()
+    return tuple(_read_function(tool, f"tools[{i}]", budget) for i, tool in enumerate(tools or ()))
+
+
+def tools_section(namespaces: Sequence[Namespace]) -> str:
+    """The "# Tools" part of a system or developer message."""
+    return "\n\n".join(["# Tools", *map(_namespace, namespaces)])
+
+
+def _namespace(namespace: Namespace) -> str:
+    lines = [f"## {namespace.name}\n"]
+    if not namespace.functions:
+        return "\n".join([*lines, *_lines(namespace.description)])
+    lines += [f"// {line}" for line in _lines(namespace.description)]
+    lines.append(f"namespace {namespace.name} {{\n")
+    for function in namespace.functions:
+        lines += [f"// {line}" for line in _lines(function.description)]
+        argument = "" if function.parameters is None else f"_: {type_of(function.parameters)}"
+        lines.append(f"type {function.name} = ({argument}) => any;\n")
+    return "\n".join([*lines, f"}} // namespace {namespace.name}"])
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as Rust cuts them: at newlines only, a carriage return before one belonging to it, no empty last line."""
+    *lines, last = text.split("\n")
+    return [line.removesuffix("\r") for line in lines] + ([last] if last else [])
+
+
+def type_of(schema: Any, indent: str = "") -> str:
+    """The type of a JSON schema made of plain values. `indent` comes before every line but the first."""
+    if not isinstance(schema, Mapping):
+        return "any"
+    kind = schema.get("type")
+    if isinstance(variants := schema.get("oneOf"), list):
+        return "".join(f"\n{indent} | {_variant(variant, indent)}" for variant in variants)
+    if isinstance(kind, list):
+        names = ["number" if name == "integer" else name for name in kind if isinstance(name, str)]
+        return " | ".join(names) or "any"
+    if kind == "object":
+        return _object(schema, indent)
+    if kind == "array":
+        return f"{type_of(schema['items'], indent)}[]" if "items" in schema else "Array<any>"
+    if kind == "string":
+        return " | ".join(f'"{value}"' for value in _enum(schema) if isinstance(value, str)) or "string"
+    return {"number": "number", "integer": "number", "boolean": "boolean"}.get(str(kind), "any")
+
+
+def _object(schema: _Schema, indent: str) -> str:
+    properties, required = schema.get("properties"), schema.get("required")
+    fields = properties if isinstance(properties, Mapping) else {}
+    needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    comment = "".join(f"{indent}// {text}\n" for text in _texts(schema, "description"))
+    body = "".join(
+        _field(name if name in needed else f"{name}?", field if isinstance(field, Mapping) else {}, indent)
+        for name, field in fields.items()
+    )
+    return f"{comment}{{\n{body}{indent}}}"
+
+
+def _field(name: str, schema: _Schema, indent: str) -> str:
+    comments = [line for title in _texts(schema, "title") for line in (f"// {title}", "//")]
+    if "oneOf" not in schema:
+        comments += [f"// {text}" for text in _texts(schema, "description")]
+    if isinstance(examples := schema.get("examples"), list) and examples:
+        comments += ["// Examples:", *(f'// - "{example}"' for example in examples if isinstance(example, str))]
+    text = "".join(f"{indent}{comment}\n" for comment in comments)
+    if isinstance(variants := schema.get("oneOf"), list):
+        return text + _union(name, schema, variants, indent)
+    default = f" // default: {_default(schema)}" if "default" in schema and "oneOf" not in schema else ""
+    return f"{text}{indent}{name}: {_nullable(schema, indent + '    ')},{default}\n"
+
+
+def _union(name: str, schema: _Schema, variants: list[Any], indent: str) -> str:
+    """A field with oneOf: a line for each variant. A description stands above the field or beside the first variant."""
+    description = _texts(schema, "description")
+    above = [] if variants and description == _texts(variants[0], "description") else description
+    lines = [f"// {text}" for text in above]
+    if "default" in schema:
+        lines.append(f"// default: {_default(schema)}")
+    lines.append(f"{name}:")
+    for i, variant in enumerate(variants):
+        beside = [] if i == 0 and above else [text for text in _texts(variant, "description") if [text] != description]
+        if isinstance(variant, Mapping) and "default" in variant:
+            beside.append(f"default: {_default(variant)}")
+        comment = f" // {' '.join(beside)}" if beside else ""
+        lines.append(f" | {_nullable(variant, indent + '   ')}{comment}")
+    return "".join(f"{indent}{line}\n" for line in [*lines, ","])
+
+
+def _variant(schema: Any, indent: str) -> str:
+    """A variant of a oneOf that is not a field's own: its description always beside it, an enum's default as JSON."""
+    beside = _texts(schema, "description")
+    if isinstance(schema, Mapping) and "default" in schema:
+        beside.append(f"default: {_json(schema['default']) if _enum(schema) else _default(schema)}")
+    comment = f" // {' '.join(beside)}" if beside else ""
+    return _nullable(schema, indent + "   ") + comment
+
+
+def _nullable(schema: Any, indent: str) -> str:
+    text = type_of(schema, indent)
+    nullable = isinstance(schema, Mapping) and schema.get("nullable") is True
+    return f"{text} | null" if nullable and "null" not in text else text
+
+
+def _default(schema: _Schema) -> str:
+    value = schema["default"]
+    if not isinstance(value, str):
+        return _json(value)
+    return value if _enum(schema) else f'"{value}"'
+
+
+def _enum(schema: _Schema) -> list[Any]:
+    values = schema.get("enum")
+    return values if isinstance(values, list) else []
+
+
+def _texts(schema: Any, key: str) -> list[str]:
+    """What `schema` says under `key`, if it is text: a list of one or none."""
+    value = schema.get(key) if isinstance(schema, Mapping) else None
+    return [value] if isinstance(value, str) else []
+
+
+def _json(value: Any) -> str:
+    """Compact JSON with numbers as Rust's serde_json writes them."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_json(key)}:{_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_json, value)) + "]"
+    if isinstance(value, float) or (isinstance(value, int) and not -(2**63) <= value < 2**64):
+        return _float(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _float(value: float) -> str:
+    """A number as Rust's serde_json writes it after reading it: its quick reading may miss the last bit."""
+    sign, digits, exponent = Decimal(repr(value)).as_tuple()
+    assert isinstance(exponent, int)  # finite
+    significand = int("".join(map(str, digits)))
+    while significand >= 2**64:
+        significand, exponent = significand // 10, exponent + 1
+    read = float(significand)
+    while exponent < -_MAX_EXPONENT:
+        read, exponent = read / 1e308, exponent + _MAX_EXPONENT
+    # The power is read from a text because ** need not give the nearest double.
+    read = read * float(f"1e{exponent}") if exponent >= 0 else read / float(f"1e{-exponent}")
+    text = repr(-read if sign else read)
+    mantissa, _, power = text.partition("e")
+    if int(power or 0) == -5:  # where Rust still writes out the zeros
+        return f"{Decimal(text):f}"
+    return f"{mantissa}e{int(power)}" if power else mantissa
+
+
+def _read_function(data: Any, where: str, budget: _Budget) -> Function:
+    if not isinstance(data, Mapping) or data.get("type", "function") != "function":
+        found = f"of type {data['type']!r:.80}" if isinstance(data, Mapping) else f"a {type(data).__name__}"
+        _fail(f"{where} is {found}", 'an object of type "function"')
+    function = data.get("function")
+    if not isinstance(function, Mapping):
+        _fail(f"{where}.function is a {type(function).__name__}", "an object with a name")
+    name, description, parameters = (function.get(key) for key in ("name", "description", "parameters"))
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        _fail(f"{where}.function.name is {name!r:.80}", "1 to 256 characters without blanks, <, | and >")
+    if not isinstance(description, (str, type(None))):
+        _fail(f"{where}.function.description is a {type(description).__name__}", "text")
+    if not isinstance(parameters, (Mapping, type(None))):
+        _fail(f"{where}.function.parameters is a {type(parameters).__name__}", "a JSON schema, which is an object")
+    budget.spend(len(name) + len(description or ""), where)
+    return Function(name, description or "", budget.plain(parameters, f"{where}.function.parameters"))
+
+
+class _Budget:
+    """Counts the characters that tools will take in a prompt, before any is written."""
+
+    def __init__(self) -> None:
+        self._left = MAX_CHARS
+
+    def spend(self, n_chars: int, where: str) -> None:
+        self._left -= n_chars
+        if self._left < 0:
+            _fail(f"the tools are too large (from {where} on)", f"at most {MAX_CHARS} characters in all")
+
+    def plain(self, value: Any, where: str, depth: int = 0) -> Any:
+        """A copy of `value` as dicts, lists and scalars. Raises RequestError for anything else, for NaN, for depth."""
+        if depth > MAX_DEPTH:
+            _fail(f"{where} is nested more than {MAX_DEPTH} deep", "a flatter schema")
+        # A value is at worst a line of its own, four columns further in at each level.
+        self.spend((len(value) if isinstance(value, str) else 8) + 4 * depth, where)
+        if isinstance(value, Mapping):
+            return {self._key(key, where): self.plain(item, where, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.plain(item, where, depth + 1) for item in value]
+        if isinstance(value, (float, int)) and not _is_finite(value):
+            _fail(f"{where} holds a number that JSON lacks or no program reads", "finite numbers")
+        if not isinstance(value, (str, float, int, type(None))):
+            _fail(f"{where} holds a {type(value).__name__}", "plain JSON values")
+        return value
+
+    def _key(self, key: Any, where: str) -> str:
+        if not isinstance(key, str):
+            _fail(f"{where} has the key {key!r:.80}", "text as keys")
+        self.spend(len(key), where)
+        return key
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _fail(found: str, expected: str) -> NoReturn:
+    raise RequestError(f"{found}; expected {expected}")

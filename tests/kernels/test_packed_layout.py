@@ -1,0 +1,66 @@
+"""What packing makes of every format, as checksums: kept files of another layout must not be taken for this one's.
+
+Where this fails because packing was changed on purpose: count `PACKED_LAYOUT` up and put the new checksums here.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+
+from freehold.errors import KernelError
+from freehold.kernels import FORMATS, PACKED_LAYOUT, NativeBackend, unwrap, wrap
+from kernel_programs import random_tensor
+
+LAYOUT = 1
+CHECKSUMS = {
+    "F32": "9b86458d",
+    "F16": "4dff8f1a",
+    "BF16": "96da88ea",
+    "Q8_0": "cc3a0f2c",
+    "Q4_0": "86763fa0",
+    "Q4_1": "07c802ef",
+    "Q5_0": "a22d6c5a",
+    "Q5_1": "9dbf4a88",
+    "Q2_K": "22db0e37",
+    "Q3_K": "f0c0f27a",
+    "Q4_K": "bfc3fe8e",
+    "Q5_K": "ec9fc269",
+    "Q6_K": "8f8fd4a8",
+    "MXFP4": "8a214015",
+    "BF16 as Q8_0": "545f56c5",
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "BF16 as Q8_0"])
+def test_the_layout_is_that_of_its_version(name: str) -> None:
+    fmt, _, to = name.partition(" as ")
+    backend = NativeBackend(1)
+    matrix = backend.matrix(random_tensor(fmt, 40, 512, seed=1), to or None)
+    backend.pack_waiting()
+    found, data = unwrap(matrix)
+    assert found == (to or fmt)
+    assert (LAYOUT, f"{zlib.crc32(data):08x}") == (PACKED_LAYOUT, CHECKSUMS[name])
+
+
+def test_a_wrapped_matrix_is_the_packed_one() -> None:
+    backend = NativeBackend(1)
+    matrix = backend.matrix(random_tensor("Q4_K", 40, 512, seed=1))
+    backend.pack_waiting()
+    fmt, data = unwrap(matrix)
+    wrapped = wrap(data.copy(), fmt, 40, 512)
+    assert wrapped.shape == (40, 512)
+    assert wrapped.n_bytes == matrix.n_bytes
+    assert np.array_equal(unwrap(wrapped)[1], data)
+
+
+@pytest.mark.parametrize(("n_rows", "n_cols", "cut"), [(40, 512, 64), (56, 512, 0), (40, 500, 0), (40, 0, 0)])
+def test_bytes_that_do_not_fit_are_refused(n_rows: int, n_cols: int, cut: int) -> None:
+    backend = NativeBackend(1)
+    matrix = backend.matrix(random_tensor("Q4_K", 40, 512, seed=1))
+    backend.pack_waiting()
+    fmt, data = unwrap(matrix)
+    with pytest.raises(KernelError, match="no packed Q4_K matrix"):
+        wrap(data[: len(data) - cut].copy(), fmt, n_rows, n_cols)
