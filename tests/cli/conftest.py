@@ -20,7 +20,14 @@ from scripted_model import scripted
 @pytest.fixture(autouse=True)
 def store_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store of the test's own, and no wishes from the environment."""
-    for name in ("FREEHOLD_DEBUG", "FREEHOLD_ISA", "FREEHOLD_MEMORY", "FREEHOLD_MODEL", "FREEHOLD_THREADS"):
+    for name in (
+        "FREEHOLD_DEBUG",
+        "FREEHOLD_ISA",
+        "FREEHOLD_MEMORY",
+        "FREEHOLD_MODEL",
+        "FREEHOLD_PACKED",
+        "FREEHOLD_THREADS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "store"))
     return tmp_path / "store"

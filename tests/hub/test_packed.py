@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import StoreError
-from freehold.hub import packed
 from freehold.hub.packed import PACKED_NAME, elsewhere, fingerprint, packed_place, packed_size, sweep
 from freehold.hub.store import Manifest, Store
 from tiny_wheel import sha256
@@ -139,7 +138,8 @@ def test_a_model_that_is_not_there_has_no_fingerprint(store: Store, tmp_path: Pa
 def test_some_of_the_disk_stays_free(
     total: int, free: int, room: bool, store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: type("", (), {"total": total, "free": free}))
+    disk = type("", (), {"total": total, "free": free})
+    monkeypatch.setattr("freehold.hub.packed.shutil.disk_usage", lambda path: disk)
     assert packed_place(directory, store).has_room(100) is room
 
 

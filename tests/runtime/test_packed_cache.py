@@ -16,7 +16,6 @@ import pytest
 
 from freehold import load, packed_cache
 from freehold.errors import RequestError
-from freehold.kernels import native
 from freehold.weights import packed_file
 from freehold.weights.checkpoint import Checkpoint
 from golden_models import FAMILIES
@@ -56,7 +55,7 @@ def no_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             assert len(tensor.shape) == 1 or name.endswith("bias"), f"{name} is read"
             return tensor
 
-        monkeypatch.setattr(native._kernels, "fill", fill)
+        monkeypatch.setattr("freehold.kernels.native._kernels.fill", fill)
         monkeypatch.setattr("freehold.loading.resident_bytes", lambda checkpoint, *rest: checkpoint.n_bytes)
         monkeypatch.setattr(Checkpoint, "get", get)
 
@@ -79,7 +78,11 @@ def test_the_second_load_counts_what_the_first_did(model: Path) -> None:
     seen = []
     for _ in range(2):
         progress: list[tuple[int, int]] = []
-        with load(model, progress=lambda what, done, total, seen=progress: seen.append((done, total))) as local:
+
+        def note(what: str, done: int, total: int, progress: list[tuple[int, int]] = progress) -> None:
+            progress.append((done, total))
+
+        with load(model, progress=note) as local:
             seen.append((local.plan.weight_bytes, local.plan.n_blocks, local.step_bytes))
         assert progress == sorted(progress)
         assert all(done <= total for done, total in progress)
