@@ -16,7 +16,6 @@ import resource
 import sys
 import time
 
-
 CONTEXT = 8192
 
 

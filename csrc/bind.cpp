@@ -73,10 +73,11 @@ Source source_of(const Weight &w, int format, const Rows &rows, const std::optio
   return {Format::MXFP4, rows.data(), (size_t)rows.stride(0), scales->data(), (size_t)scales->stride(0)};
 }
 
-// Packs matrices, each from (format, rows, scales), in one go: the GIL is let go, and the workers are woken, once for all.
+// Packs panels [first, last) of matrices, each from (format, rows, scales), in one go: the GIL is let go, and the workers are woken, once for all.
 // Returns the index of the first one with a scale that stands for no number, or -1.
 int fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed,
-          const std::vector<std::tuple<int, Rows, std::optional<Rows>>> &given) {
+         const std::vector<std::tuple<int, Rows, std::optional<Rows>>> &given, int64_t first, int64_t last) {
+  require(first >= 0 && first <= last, "panels are not in order");
   require(packed.size() == given.size(), "one source per matrix");
   std::vector<Source> sources;
   for (size_t i = 0; i < packed.size(); i++)
@@ -87,8 +88,9 @@ int fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed,
   pool.run([&](int, int) {
     for (size_t i = 0; i < packed.size(); i++) {
       const Weight &w = packed[i]->weight;
-      for (int64_t p; (p = next[i].fetch_add(4)) < w.n_panels();)
-        if (!pack_panels(sources[i], w, packed[i]->memory.data, p, std::min(p + 4, w.n_panels())))
+      const int64_t end = std::min(last, w.n_panels());
+      for (int64_t p; (p = first + next[i].fetch_add(4)) < end;)
+        if (!pack_panels(sources[i], w, packed[i]->memory.data, p, std::min(p + 4, end)))
           for (int seen = damaged; (int)i < seen && !damaged.compare_exchange_weak(seen, (int)i);) {
           }
     }
@@ -292,7 +294,7 @@ NB_MODULE(_kernels, m) {
   });
   m.def("reserve", &reserve, "arena"_a, "format"_a, "n_rows"_a, "n_cols"_a);
   m.def("wrap", &wrap, "data"_a, "format"_a, "n_rows"_a, "n_cols"_a);
-  m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a);
+  m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a, "first"_a, "last"_a);
   m.def("unpack_row", [](const Packed &p, const std::string &isa, int64_t row, Out<float, 1> out) {
     require(row >= 0 && row < p.weight.n_rows && (int64_t)out.size() == p.weight.n_cols, "row out of range");
     runnable(isa).unpack_row(p.weight, row, out.data());

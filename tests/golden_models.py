@@ -9,7 +9,7 @@ import numpy as np
 
 from freehold.core import Batch, Float32Array
 from freehold.models import load_model
-from freehold.models.common import LoadedModel
+from freehold.models.loader import LoadedModel
 from freehold.weights import open_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
 from freehold.formats import FORMATS, QTensor
 from freehold.kernels import Norm, Ops, Rope, available_isas
-from freehold.models.common import Backend
+from freehold.models.loader import Backend
 
 VECTOR_ISAS = [level for level in available_isas() if level != "amx"]
 """The levels that compute everything in the same bits; amx does so for less than TILE_TOKENS tokens of a sequence."""

@@ -22,7 +22,7 @@ from freehold.errors import ModelFileError, RequestError, TemplateError
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
 from freehold.models import Precision, Rounding, load_model, make_backend, resident_bytes, rounding_policy
-from freehold.models.common import Backend, LoadedModel
+from freehold.models.loader import Backend, LoadedModel
 from freehold.packed_cache import PackedCache
 from freehold.runtime import LocalModel
 from freehold.text.chat import ChatFormat

@@ -10,7 +10,7 @@ import pytest
 from freehold.core import Float32Array
 from freehold.formats import FORMATS, QTensor
 from freehold.kernels import Clamp, NativeBackend, Norm, Ops, ReferenceBackend, _kernels, available_isas
-from freehold.models.common import Backend
+from freehold.models.loader import Backend
 from kernel_programs import VECTOR_ISAS, batch, f32, random_tensor
 
 HIDDEN, INNER, N_EXPERTS, CHOSEN = 64, 96, 8, 3
@@ -94,7 +94,7 @@ def test_a_score_that_is_no_number_spoils_its_own_token_only(isa: str) -> None:
     scores[4] = np.nan
     scores[9, 2] = np.inf
     got = run(mixture(NativeBackend(2, isa), x, scores), [(0, 20)])
-    bad = ~np.isfinite(got).all(axis=1)
+    bad = np.asarray(~np.isfinite(got).all(axis=1))
     assert bad[[4, 9]].all()
     assert not np.delete(bad, [4, 9]).any()
 

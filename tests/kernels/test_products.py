@@ -9,7 +9,7 @@ from freehold.errors import KernelError, UnsupportedError
 from freehold.formats import FORMATS, Format, QTensor
 from freehold.kernels import FORMATS as KERNEL_FORMATS
 from freehold.kernels import NativeBackend, Norm, Ops, ReferenceBackend, _kernels, available_isas, isa
-from freehold.models.common import Backend
+from freehold.models.loader import Backend
 from kernel_programs import TILE_TOKENS, VECTOR_ISAS, batch, f32, product, random_tensor
 
 ISAS = available_isas()

@@ -12,7 +12,7 @@ import pytest
 from freehold.core import Float32Array
 from freehold.formats import QTensor
 from freehold.kernels import FORMATS, NativeBackend, Norm, Ops, ReferenceBackend, available_isas
-from freehold.models.common import Backend
+from freehold.models.loader import Backend
 from kernel_programs import TILE_TOKENS, VECTOR_ISAS, batch, f32, product, random_tensor
 
 pytestmark = pytest.mark.skipif("amx" not in available_isas(), reason="needs AMX or the emulated build")

@@ -9,7 +9,7 @@ import pytest
 
 from freehold.core import KV_BLOCK, SamplingParams
 from freehold.engine import Engine, EngineConfig
-from freehold.models.common import LoadedModel
+from freehold.models.loader import LoadedModel
 from golden_models import FAMILIES, load_golden
 from kernel_programs import VECTOR_ISAS
 

@@ -16,7 +16,8 @@ from freehold.core import Float32Array, KVSpec
 from freehold.errors import FreeholdError, ModelFileError, UnsupportedError
 from freehold.kernels import NativeBackend, Ops, ReferenceBackend, available_isas
 from freehold.models import load_model
-from freehold.models.common import Backend, Config, read_rope
+from freehold.models.common import Config, read_rope
+from freehold.models.loader import Backend
 from freehold.weights import open_checkpoint
 from golden_models import GOLDEN, agreement, expected_of, load_golden, mean_kl, step
 from kernel_programs import batch, f32
@@ -68,7 +69,10 @@ def test_yarn_has_the_published_corrections() -> None:
     np.testing.assert_allclose(ratio[18:], 32)
 
 
-BACKENDS = {"reference": ReferenceBackend, **{isa: partial(NativeBackend, 2, isa) for isa in available_isas()}}
+BACKENDS: dict[str, Any] = {
+    "reference": ReferenceBackend,
+    **{isa: partial(NativeBackend, 2, isa) for isa in available_isas()},
+}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -97,12 +101,13 @@ def attend_two(backend: Backend, q: np.ndarray, k: np.ndarray, v: np.ndarray, po
     ops = Ops()
     x = ops.embed(backend.matrix(f32(np.concatenate([q, k, v], axis=1))))
     parts = np.split(np.eye(192), 3)
-    heads = ops.linear(x, [backend.matrix(f32(part)) for part in parts])
+    queries, keys, values = ops.linear(x, [backend.matrix(f32(part)) for part in parts])
     rope = read_rope(Config(PUBLISHED_ROPE, "test"), 64)
-    out = ops.attend(*heads, KVSpec("window", 1, 64, 64, 2), rope=rope, scale=0.125)
+    out = ops.attend(queries, keys, values, KVSpec("window", 1, 64, 64, 2), rope=rope, scale=0.125)
     ops.head(out, backend.matrix(f32(np.eye(64))))
     program = backend.compile(ops)
-    return program.run(batch([(position - 1, 2)], tokens=[0, 1]), program.new_kv(position // 32 + 1))[1]
+    logits = program.run(batch([(position - 1, 2)], tokens=[0, 1]), program.new_kv(position // 32 + 1))
+    return np.asarray(logits[1])
 
 
 def with_config(directory: Path, change: dict[str, Any]) -> Path:

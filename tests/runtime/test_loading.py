@@ -15,6 +15,8 @@ from freehold.errors import ModelFileError, NotFoundError, RequestError, Templat
 from freehold.loading import load_text, sampling_defaults
 from scripted_model import EOS, VOCAB, ByteTokenizer
 
+LLAMA: dict[str, Any] = {"names": (), "config": {"model_type": "llama"}}  # of a checkpoint without tensors
+
 
 def tokenizer(**special_ids: int) -> Any:
     found = ByteTokenizer()
@@ -107,7 +109,10 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(
         def __exit__(self, *exception: Any) -> Any:
             return None
 
-    monkeypatch.setattr("freehold.loading.open_checkpoint", lambda path: Checkpoint(n_bytes=10**15, names=(), config={"model_type": "llama"}))
+    monkeypatch.setattr(
+        "freehold.loading.open_checkpoint",
+        lambda path: Checkpoint(n_bytes=10**15, **LLAMA),
+    )
     with pytest.raises(ResourceError, match=r"weights take 1000000\.00 GB"):
         load(tmp_path)
 
@@ -133,7 +138,7 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             progress(step, 3)
         raise ModelFileError("the weights are damaged")
 
-    monkeypatch.setattr("freehold.loading.open_checkpoint", lambda path: Checkpoint(n_bytes=1, names=(), config={"model_type": "llama"}))
+    monkeypatch.setattr("freehold.loading.open_checkpoint", lambda path: Checkpoint(n_bytes=1, **LLAMA))
     monkeypatch.setattr("freehold.loading.load_model", load_model)
     return happened
 

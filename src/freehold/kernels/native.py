@@ -7,7 +7,8 @@ reused as soon as their value was read for the last time.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,12 @@ another thread needs a core for its text."""
 WAITING_BYTES = 16 << 20
 """Small matrices wait until there are so many bytes of them. One call then packs them all without the interpreter lock,
 which the thread of the text holds for tens of milliseconds at a time."""
+
+PIECE_BYTES = 64 << 20
+"""So much of a large tensor is packed before its pages are given back."""
+
+PANEL = 16
+"""Rows that csrc/ packs together."""
 
 _Source = tuple[int, npt.NDArray[np.uint8], "npt.NDArray[np.uint8] | None"]
 """A matrix's bytes as the extension takes them: format, rows, and scales where they are stored apart."""
@@ -110,6 +117,15 @@ class NativeKV:
         self.data: npt.NDArray[np.uint16] = np.zeros((n_blocks, block_elements), np.uint16)
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Rows of bfloat16 where a file has them."""
+
+    shape: tuple[int, ...]
+    rows: npt.NDArray[np.uint8]
+    n_bytes: int = 0  # of memory that it takes whatever is read
+
+
 class NativeBackend:
     """Packs matrices into one arena and runs programs on one pool of `n_threads` workers at one level.
 
@@ -124,11 +140,18 @@ class NativeBackend:
         self._waiting: list[tuple[_kernels.Packed, _Source, str]] = []
         self._waiting_bytes = 0
 
-    def matrix(self, tensor: QTensor, to: str | None = None, label: str = "a tensor") -> _kernels.Packed:
+    def matrix(
+        self,
+        tensor: QTensor,
+        to: str | None = None,
+        label: str = "a tensor",
+        read: Callable[[], None] | None = None,
+    ) -> _kernels.Packed:
         """Pack a two-dimensional tensor, at the latest in `compile`; its bytes must stay readable until then.
 
         `to` is a format to round it to: Q8_0, from BF16. `label` names the tensor in errors: UnsupportedError for a
-        format without kernels, ModelFileError, here or in `compile`, for MXFP4 scales that stand for no number.
+        format without kernels, ModelFileError, here or in `compile`, for MXFP4 scales that stand for no number. `read`
+        is called whenever a piece of a large tensor was read and its pages may go.
         """
         name = tensor.format.name
         if name not in FORMATS:
@@ -136,7 +159,7 @@ class NativeBackend:
         source = (FORMATS.index(name), tensor.data, tensor.scales)
         packed = _kernels.reserve(self._arena, FORMATS.index(to or name), *tensor.shape)
         if tensor.n_bytes >= SMALL_BYTES:
-            self._fill(self._pool, [(packed, source, label)])
+            self._pack_in_pieces(packed, source, label, read)
             return packed
         self._waiting.append((packed, source, label))
         self._waiting_bytes += tensor.n_bytes
@@ -149,8 +172,30 @@ class NativeBackend:
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         self._fill(self._caller, waiting)
 
-    def _fill(self, pool: _kernels.Pool, work: Sequence[tuple[_kernels.Packed, _Source, str]]) -> None:
-        damaged = _kernels.fill(pool, [packed for packed, _, _ in work], [source for _, source, _ in work])
+    def table(self, tensor: QTensor) -> _Table:
+        """Rows in bfloat16, looked up where they are; they are kept alive."""
+        return _Table(tensor.shape, tensor.data)
+
+    def _pack_in_pieces(
+        self, packed: _kernels.Packed, source: _Source, label: str, read: Callable[[], None] | None
+    ) -> None:
+        rows = source[1]
+        panels, piece = -(-len(rows) // PANEL), max(1, PIECE_BYTES // (PANEL * rows.shape[1]))
+        for first in range(0, panels, piece):
+            self._fill(self._pool, [(packed, source, label)], first, min(panels, first + piece))
+            if read is not None:
+                read()
+
+    def _fill(
+        self,
+        pool: _kernels.Pool,
+        work: Sequence[tuple[_kernels.Packed, _Source, str]],
+        first: int = 0,
+        last: int = 1 << 31,
+    ) -> None:
+        """Pack panels from `first` to `last` of each matrix."""
+        packed, sources = [packed for packed, _, _ in work], [source for _, source, _ in work]
+        damaged = _kernels.fill(pool, packed, sources, first, last)
         if damaged >= 0:
             raise ModelFileError(
                 f"{work[damaged][2]} has an MXFP4 scale of 255, which stands for no number; the file is damaged, "
@@ -197,7 +242,10 @@ class NativeProgram:
         buffer, program = self._buffers.of, self._program
         match op:
             case Embed(table, out):
-                program.embed(table, buffer(out))
+                if isinstance(table, _Table):
+                    program.embed_rows(table.rows, buffer(out))
+                else:
+                    program.embed(table, buffer(out))
             case Linear(x, norm, weights, biases, outs, add):
                 program.linear(buffer(x), *_norm(norm), list(weights), list(biases), [buffer(o) for o in outs], add)
             case GatedLinear(x, norm, gate, up, out):

@@ -5,7 +5,7 @@ Weights are decoded to float32 and KV is kept in float32. Knows only ops.py's re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +41,14 @@ class ReferenceKV:
 class ReferenceBackend:
     """The numpy backend. Matrices are float32 arrays [n_rows, n_cols]."""
 
-    def matrix(self, tensor: QTensor, to: str | None = None, label: str = "") -> Float32Array:
+    def matrix(
+        self, tensor: QTensor, to: str | None = None, label: str = "", read: Callable[[], None] | None = None
+    ) -> Float32Array:
         """The numbers as stored: the oracle rounds nothing, whatever `to` says."""
+        return tensor.to_float32()
+
+    def table(self, tensor: QTensor) -> Float32Array:
+        """The numbers."""
         return tensor.to_float32()
 
     def n_bytes(self, matrix: Float32Array) -> int:

@@ -14,7 +14,9 @@ from freehold.errors import RequestError, UnsupportedError
 from freehold.formats import FORMATS
 from freehold.kernels import NativeBackend, ReferenceBackend
 from freehold.models import gpt_oss, llama
-from freehold.models.common import Backend, Config, Kept, LoadedModel, Loader, Progress, Weights, rounded_format
+from freehold.models.common import Config
+from freehold.models.loader import Backend, Kept, LoadedModel, Loader, Progress, Weights, rounded_format, stays_in_file
+from freehold.models.outline import check_tensors
 
 Precision = Literal["reference", "exact", "fast"]
 """reference: numpy in float32, the oracle. exact: the kernels; they keep weights exact, except on the amx level,
@@ -60,6 +62,7 @@ def load_model(
         raise RequestError(f"rounding is {rounding!r}; expected one of {', '.join(get_args(Rounding))}")
     backend = backend or make_backend(precision, n_threads, checkpoint.n_bytes)
     family = _family(checkpoint)
+    check_tensors(family, Config(checkpoint.config, str(checkpoint.path)), checkpoint)
     loader = Loader(checkpoint, backend, progress, family.ROUNDED if rounding == "int8" else (), kept)
     ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
     return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
@@ -69,13 +72,16 @@ def resident_bytes(checkpoint: CheckpointLike, precision: Precision, rounding: R
     """Bytes the weights take once loaded: as stored, rounded, or as float32 for the oracle."""
     if precision == "reference":
         return sum(4 * math.prod(checkpoint.get(name).shape) for name in checkpoint.names)
-    rounded = _family(checkpoint).ROUNDED if rounding == "int8" else ()
+    family = _family(checkpoint)
+    rounded = family.ROUNDED if rounding == "int8" else ()
     saved = 0
     for name in checkpoint.names:
-        if rounded and name.endswith(rounded):
+        if name.endswith((*rounded, *family.TABLES)):
             tensor = checkpoint.get(name)
             if to := rounded_format(name, tensor, rounded):
                 saved += tensor.n_bytes - math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
+            elif stays_in_file(tensor):
+                saved += tensor.n_bytes
     return checkpoint.n_bytes - saved
 
 

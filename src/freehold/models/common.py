@@ -1,25 +1,22 @@
-"""What every model family needs: strict reading of configs, rotary frequencies, the compiled model, weight loading.
+"""What every model family reads from a config: its keys, strictly, and rotary frequencies.
 
-Knows the operations and the checkpoint, not any family. Nothing here computes; it prepares what the kernels run.
+Knows no family and no weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from freehold.core import Batch, Float32Array, KVCacheLike, KVSpec
+from freehold.core import Float32Array
 from freehold.errors import ModelFileError, UnsupportedError
-from freehold.formats import QTensor
-from freehold.kernels import Matrix, Norm, Ops, Rope
+from freehold.kernels import Rope
 
 T = TypeVar("T", int, float, bool, str)
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in total."""
 
 _MATHS_FREE_NAMES = """
     architectures model_type torch_dtype dtype transformers_version _name_or_path auto_map use_cache bos_token_id
@@ -195,182 +192,3 @@ def _yarn(
 
     scale = attention or (growth(mscale) / growth(all_dim) if mscale and all_dim else growth(1.0))
     return (1 - ramp) * inverse + ramp * inverse / factor, scale
-
-
-class Backend(Protocol):
-    """What loading and running need of a kernel backend."""
-
-    def matrix(self, tensor: QTensor, to: str | None = None) -> Matrix: ...
-
-    def n_bytes(self, matrix: Any) -> int: ...
-
-    def compile(self, ops: Ops) -> Program: ...
-
-
-class Program(Protocol):
-    def new_kv(self, n_blocks: int) -> Any: ...
-
-    def run(self, batch: Batch, kv: Any) -> Float32Array: ...
-
-
-class Weights(Protocol):
-    """A checkpoint's tensors under Hugging Face's names."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    @property
-    def n_bytes(self) -> int: ...
-
-    def get(self, name: str) -> QTensor: ...
-
-    def release(self, name: str) -> None: ...
-
-
-class Kept(Protocol):
-    """Matrices that were packed by an earlier load of the same weights."""
-
-    def find(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...] | None:
-        """The n matrices [n_rows, n_cols] of a tensor, all or none."""
-        ...
-
-    def keep(self, name: str, matrices: Sequence[Matrix]) -> None:
-        """What `find` did not have, for the next load."""
-        ...
-
-
-class Loader:
-    """Hands a checkpoint's tensors to a backend one by one, checks their shapes, and gives the source pages back.
-
-    rounded: endings of the names of matrices that become Q8_0 where they are stored in bfloat16.
-    kept: asked first for every matrix; what it has is not read from the checkpoint.
-    """
-
-    def __init__(
-        self,
-        weights: Weights,
-        backend: Backend,
-        progress: Progress | None = None,
-        rounded: Sequence[str] = (),
-        kept: Kept | None = None,
-    ) -> None:
-        self._weights = weights
-        self._rounded = tuple(rounded)
-        self._backend = backend
-        self._progress = progress
-        self._kept = kept
-        self._names = frozenset(weights.names)
-        self._done = 0  # bytes of the checkpoint
-        self.n_bytes = 0  # of what stays resident
-        self.n_parameters = 0
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def matrix(self, name: str, n_rows: int, n_cols: int) -> Matrix:
-        """A weight [n_rows, n_cols], packed."""
-        if found := self._find(name, 1, n_rows, n_cols):
-            return found[0]
-        tensor = self._get(name, (n_rows, n_cols))
-        matrix = self._backend.matrix(tensor, rounded_format(name, tensor, self._rounded))
-        self._keep(name, [matrix])
-        self._count(name, tensor, self._backend.n_bytes(matrix))
-        return matrix
-
-    def experts(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...]:
-        """The matrices [n_rows, n_cols] of n experts, stored as one tensor."""
-        if found := self._find(name, n, n_rows, n_cols):
-            return found
-        tensor = self._get(name, (n, n_rows, n_cols))
-        matrices = tuple(self._backend.matrix(tensor.expert(index)) for index in range(n))
-        self._keep(name, matrices)
-        self._count(name, tensor, sum(map(self._backend.n_bytes, matrices)))
-        return matrices
-
-    def vector(self, name: str, *shape: int) -> Float32Array:
-        """A vector, or a table of vectors, as float32."""
-        tensor = self._get(name, shape)
-        values = tensor.to_float32()
-        self._count(name, tensor, values.nbytes)
-        return values
-
-    def optional_vector(self, name: str, size: int) -> Float32Array | None:
-        """The vector, or None if the checkpoint has none of that name."""
-        return self.vector(name, size) if name in self else None
-
-    def norm(self, name: str, size: int, eps: float) -> Norm:
-        """An RMSNorm with this weight."""
-        return Norm(self.vector(name, size), eps)
-
-    def _find(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...] | None:
-        """The n matrices of a tensor as an earlier load packed them; the checkpoint is not touched."""
-        self._require(name)
-        found = None if self._kept is None else self._kept.find(name, n, n_rows, n_cols)
-        if found is not None:
-            resident = sum(map(self._backend.n_bytes, found))
-            self._add(n * n_rows * n_cols, resident, resident)
-        return found
-
-    def _keep(self, name: str, matrices: Sequence[Matrix]) -> None:
-        if self._kept is not None:
-            self._kept.keep(name, matrices)
-
-    def _require(self, name: str) -> None:
-        if name not in self:
-            raise ModelFileError(f"the checkpoint has no tensor {name!r}, which its config calls for")
-
-    def _get(self, name: str, shape: tuple[int, ...]) -> QTensor:
-        self._require(name)
-        tensor = self._weights.get(name)
-        if tensor.shape != shape:
-            raise ModelFileError(f"tensor {name!r} has shape {list(tensor.shape)}; its config calls for {list(shape)}")
-        return tensor
-
-    def _count(self, name: str, tensor: QTensor, resident: int) -> None:
-        self._weights.release(name)
-        self._add(math.prod(tensor.shape), tensor.n_bytes, resident)
-
-    def _add(self, n_parameters: int, n_bytes: int, resident: int) -> None:
-        self.n_bytes += resident
-        self.n_parameters += n_parameters
-        self._done += n_bytes
-        if self._progress:
-            total = self._weights.n_bytes
-            self._progress(min(self._done, total), total)  # some formats grow when they are packed
-
-
-def rounded_format(name: str, tensor: QTensor, rounded: Sequence[str]) -> str | None:
-    """Q8_0 for a bfloat16 matrix whose name ends with one of `rounded`, and whose rows are whole blocks; else None."""
-    fits = tensor.format.name == "BF16" and len(tensor.shape) == 2 and tensor.shape[-1] % 32 == 0
-    return "Q8_0" if fits and name.endswith(tuple(rounded)) else None
-
-
-class LoadedModel:
-    """A model ready to run: implements core.Model over a compiled program. `close` is final."""
-
-    def __init__(self, backend: Backend, ops: Ops, loader: Loader, vocab_size: int, max_context: int) -> None:
-        self._program: Program | None = backend.compile(ops)
-        self.kv_specs: Sequence[KVSpec] = tuple(ops.kv_specs)
-        self.vocab_size = vocab_size
-        self.max_context = max_context
-        self.n_bytes = loader.n_bytes
-        self.n_parameters = loader.n_parameters
-        # Of weights, read by every step of one token.
-        self.step_bytes = int(sum(share * backend.n_bytes(matrix) for matrix, share in ops.matrices_read()))
-
-    def new_kv(self, n_blocks: int) -> KVCacheLike:
-        """KV storage for n_blocks * KV_BLOCK tokens."""
-        kv: KVCacheLike = self._running().new_kv(n_blocks)
-        return kv
-
-    def forward(self, batch: Batch, kv: KVCacheLike) -> Float32Array:
-        """Append the batch to `kv` and return logits [n_logits, vocab_size]."""
-        return self._running().run(batch, kv)
-
-    def close(self) -> None:
-        """Free the weights."""
-        self._program = None
-
-    def _running(self) -> Program:
-        assert self._program is not None, "the model was closed"
-        return self._program

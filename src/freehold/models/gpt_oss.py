@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from freehold.core import Float32Array, KVSpec
 from freehold.errors import ModelFileError
 from freehold.kernels import Clamp, Matrix, Norm, Ops, Rope
-from freehold.models.common import Config, Loader, read_rope
+from freehold.models.common import Config, read_rope
+from freehold.models.loader import Loader
 
 MODEL_TYPES = ("gpt_oss",)
 
@@ -31,6 +32,9 @@ GATE, UP, DOWN = (f"mlp.experts.{x}_proj" for x in ("gate", "up", "down"))
 ROUNDED = (HEAD, *(f"{name}.weight" for name in (Q, K, V, OUT)))
 """Published in bfloat16, read whole for every token, and packed as Q8_0 unless the caller wants the native form.
 Experts keep their MXFP4 exactly; the router, which decides between close scores, and the embedding stay bfloat16."""
+
+TABLES = (EMBED,)
+"""Looked up row by row; left in the file where that has them in bfloat16."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -151,7 +155,7 @@ def record(config: Config, loader: Loader) -> tuple[Ops, GptOssConfig]:
     window = KVSpec("window", c.n_kv_heads, c.head_dim, c.head_dim, c.window)
 
     ops = Ops()
-    x = ops.embed(loader.matrix(EMBED, c.vocab_size, c.hidden_size))
+    x = ops.embed(loader.table(EMBED, c.vocab_size, c.hidden_size))
     for index in range(c.n_layers):
         layer = Layer.load(loader, index, c)
         kv = window if c.sliding[index] else full

@@ -14,10 +14,12 @@ from typing import Any
 
 from freehold.core import KVSpec
 from freehold.kernels import Matrix, Norm, Ops, Rope
-from freehold.models.common import Config, Loader, read_rope
+from freehold.models.common import Config, read_rope
+from freehold.models.loader import Loader
 
 MODEL_TYPES = ("llama",)
 ROUNDED = ()  # every weight stays as published
+TABLES = ()  # the embedding is packed, because most often it is the head as well
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."

@@ -6,6 +6,7 @@ checkpoint of outlines and a backend that makes nothing of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -14,7 +15,8 @@ import numpy as np
 from freehold.core import Float32Array
 from freehold.formats import FORMATS, Format, QTensor
 from freehold.kernels import Matrix, Ops
-from freehold.models.common import Config, Loader
+from freehold.models.common import Config
+from freehold.models.loader import Loader
 
 
 class Shapes(Protocol):
@@ -55,12 +57,20 @@ class _Outlines:
     def get(self, name: str) -> QTensor:
         return cast(QTensor, _Outline(self._checkpoint.shape(name)))
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._checkpoint.shape(name)
+
     def release(self, name: str) -> None:
         pass
 
 
 class _NoBackend:
-    def matrix(self, tensor: QTensor, to: str | None = None, label: str = "") -> Matrix:
+    def matrix(
+        self, tensor: QTensor, to: str | None = None, label: str = "", read: Callable[[], None] | None = None
+    ) -> Matrix:
+        return tensor
+
+    def table(self, tensor: QTensor) -> Matrix:
         return tensor
 
     def n_bytes(self, matrix: Any) -> int:
