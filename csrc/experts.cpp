@@ -92,9 +92,8 @@ void Program::group(Routing &r, int n_pairs) const {
 // Calls work(run, first panel, last panel) for pieces of all runs, until none is left.
 template <class F> void Program::share_panels(const ExpertsOp &op, std::atomic<int> &next, int n_runs, const F &work) {
   const int64_t panels = op.weights[0].n_panels(), total = n_runs * panels;
-  const int64_t piece = round_up(std::max<int64_t>(1, total / (8 * pool_->size())), kernels_.tile_tokens ? 2 : 1);
-  for (int64_t begin; (begin = piece * next.fetch_add(1, std::memory_order_relaxed)) < total;)
-    for (int64_t at = begin, end = std::min(total, begin + piece); at < end;) {
+  for (int64_t begin, end; claim(next, total, pool_->size(), kernels_.tile_tokens ? 2 : 1, begin, end);)
+    for (int64_t at = begin; at < end;) {
       const int64_t stop = std::min(end, (at / panels + 1) * panels);
       work((int)(at / panels), at % panels, stop - at / panels * panels);
       at = stop;

@@ -217,9 +217,7 @@ void Program::multiply(const LinearOp &op, ActivationStore &store, const std::ve
   int64_t total = 0;
   for (const Product &p : op.products) total += p.weight.n_panels();
   const int64_t pair = kernels_.tile_tokens ? 2 : 1;  // tiles take two panels at a time
-  const int64_t piece = round_up(std::max<int64_t>(1, total / (8 * pool_->size())), pair);
-  for (int64_t begin; (begin = piece * next.fetch_add(1, std::memory_order_relaxed)) < total;) {
-    const int64_t end = std::min(total, begin + piece);
+  for (int64_t begin, end; claim(next, total, pool_->size(), pair, begin, end);) {
     int64_t first = 0;  // panel number, over all products, where this product starts
     for (const Product &p : op.products) {
       const int64_t p0 = std::max<int64_t>(begin - first, 0), p1 = std::min(end - first, p.weight.n_panels());

@@ -3,6 +3,7 @@
 // The model file (Python) records embed, linear, attention, experts and head; run() executes them on all workers of a pool with
 // a barrier between phases. Mixtures of experts are in experts.cpp. Knows buffers, batches and KV blocks; knows nothing of model families or of how kernels compute.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -75,6 +76,18 @@ struct BatchView {
   int64_t block_elems;
   float *logits;               // [n_logits, vocab]
 };
+
+// The next piece of `total` items, claimed from a counter that workers share: large at first, one item at last, so that all end
+// together and few claims are made. Sizes are multiples of `align`. False when nothing is left.
+inline bool claim(std::atomic<int> &next, int64_t total, int n_workers, int64_t align, int64_t &begin, int64_t &end) {
+  int at = next.load(std::memory_order_relaxed);
+  do {
+    if (at >= total) return false;
+    const int64_t share = std::max<int64_t>(1, (total - at) / (4 * n_workers));
+    begin = at, end = std::min(total, at + (share + align - 1) / align * align);
+  } while (!next.compare_exchange_weak(at, (int)end, std::memory_order_relaxed));
+  return true;
+}
 
 class Program {
  public:

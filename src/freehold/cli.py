@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from freehold.runtime import SamplingOptions
 
 Precision = Literal["reference", "exact", "fast"]
+Rounding = Literal["int8", "native"]
 Container = Literal["safetensors", "gguf"]
 
 ModelArgument = Annotated[
@@ -44,6 +45,10 @@ ContextOption = Annotated[
     typer.Option(show_default=False, help="Tokens a conversation may hold. Default: the model's, or what fits."),
 ]
 SeedOption = Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")]
+WeightsOption = Annotated[
+    Rounding,
+    typer.Option(help="int8: attention and head of gpt-oss, published in bfloat16, as Q8_0. native: as published."),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Speeds and token counts on standard error.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, max=1024, show_default=False, help="Worker threads. Default: one per usable core.")
@@ -124,6 +129,7 @@ def run(
     context: ContextOption = None,
     threads: ThreadsOption = None,
     precision: PrecisionOption = "exact",
+    weights: WeightsOption = "int8",
 ) -> None:
     """Ask a model one question, or chat with it.
 
@@ -151,7 +157,7 @@ def run(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     sampling = cast("SamplingOptions", {name: value for name, value in given.items() if value is not None})
     options = AnswerOptions(system, sampling, max_tokens, tuple(stop or ()), verbose, effort, hide_reasoning)
-    with open_model(request.model, precision=precision, context=context, threads=threads) as loaded:
+    with open_model(request.model, precision=precision, weights=weights, context=context, threads=threads) as loaded:
         check_effort(loaded, effort)
         if as_json:
             print(ask_json(loaded, cast(str, request.prompt), options))
@@ -239,6 +245,7 @@ def logits(
     ids: Annotated[Path, typer.Option(help="Token ids: a .npy file, one dimension, integers.")],
     out: Annotated[Path, typer.Option(help="Where to write the logits: .npy, float32 [tokens, vocab].")],
     precision: PrecisionOption = "exact",
+    weights: WeightsOption = "int8",
     threads: ThreadsOption = None,
 ) -> None:
     """Write the logits of a token sequence to a file.
@@ -250,7 +257,7 @@ def logits(
     from freehold.terminal.opening import open_model
 
     tokens = read_ids(ids)
-    with open_model(model, precision=precision, threads=threads, context=1) as loaded:
+    with open_model(model, precision=precision, weights=weights, threads=threads, context=1) as loaded:
         write_logits(loaded, tokens, out)
     note(f"wrote {len(tokens)} x {loaded.vocab_size} logits to {out}")
 
@@ -298,6 +305,7 @@ def bench(
     as_json: JsonOption = False,
     threads: ThreadsOption = None,
     precision: PrecisionOption = "exact",
+    weights: WeightsOption = "int8",
 ) -> None:
     """Measure the speed of a model on this machine.
 
@@ -311,7 +319,13 @@ def bench(
 
     work = Workload(n_prefill=pp, n_decode=tg, depth=depth, batch=batch, n_runs=runs)
     with open_model(
-        model, precision=precision, context=work.context, threads=threads, conversations=batch, prefix_cache=False
+        model,
+        precision=precision,
+        weights=weights,
+        context=work.context,
+        threads=threads,
+        conversations=batch,
+        prefix_cache=False,
     ) as loaded:
         loaded.settle()  # nothing else shall use the cores and the disk
         result = measure(loaded, work)

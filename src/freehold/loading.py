@@ -21,7 +21,15 @@ from freehold.core import SamplingParams
 from freehold.errors import ModelFileError, RequestError, TemplateError
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
-from freehold.models import Precision, Rounding, load_model, make_backend, resident_bytes, rounding_policy
+from freehold.models import (
+    Precision,
+    Rounding,
+    describe_rounding,
+    load_model,
+    make_backend,
+    resident_bytes,
+    rounding_policy,
+)
 from freehold.models.loader import Backend, LoadedModel
 from freehold.packed_cache import PackedCache
 from freehold.runtime import LocalModel
@@ -71,7 +79,7 @@ def load(
 
     `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" prefers speed where
     a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `weights` "int8" packs the
-    attention, embedding and head of gpt-oss as Q8_0 where they are published in bfloat16, "native" keeps them.
+    attention and head of gpt-oss as Q8_0 where they are published in bfloat16, "native" keeps them.
     `context` None takes the model's own, or what memory allows (see `LocalModel.plan.note`). The KV cache holds up to
     `conversations` full contexts, fewer if memory is short. `packed_cache` keeps packed weights on the disk for the
     next load, which `close()` waits for. `note` gets remarks while fetching and closing. Raises NotFoundError,
@@ -90,6 +98,7 @@ def load(
     backend = make_backend(precision, n_threads, 0 if packed and packed.is_warm else _file_bytes(path))
     with open_checkpoint(path) as checkpoint:
         weight_bytes = resident_bytes(checkpoint, precision, weights)
+        rounded = describe_rounding(checkpoint, weights) if precision != "reference" else ""
         check_weights(weight_bytes, machine.memory_budget, name)
         loaded, (tokenizer, chat_format, defaults) = _load_both(checkpoint, backend, weights, progress, name, packed)
     try:
@@ -117,6 +126,7 @@ def load(
             step_bytes=loaded.step_bytes,
             on_close=loaded.close,
             packed=packed,
+            rounded=rounded,
         )
     except BaseException:
         loaded.close()

@@ -92,6 +92,7 @@ class LocalModel:
         step_bytes: int | None = None,
         on_close: Callable[[], None] | None = None,
         packed: PackedWeights | None = None,
+        rounded: str = "",
     ) -> None:
         self.name = name
         self.path = path
@@ -107,6 +108,7 @@ class LocalModel:
         self.step_bytes = plan.weight_bytes if step_bytes is None else step_bytes
         self._on_close = on_close
         self._packed = packed
+        self.rounded = rounded
         self._model = _OneAtATime(model)
         config = EngineConfig(n_blocks=plan.n_blocks, max_sequences=max_sequences, prefix_cache=prefix_cache)
         self.engine = Engine(self._model, config)

@@ -85,6 +85,21 @@ def resident_bytes(checkpoint: CheckpointLike, precision: Precision, rounding: R
     return checkpoint.n_bytes - saved
 
 
+def describe_rounding(checkpoint: CheckpointLike, rounding: Rounding) -> str:
+    """Which matrices of a checkpoint are rounded while loading, for people; empty if none is."""
+    rounded = _family(checkpoint).ROUNDED if rounding == "int8" else ()
+    n_before = n_after = 0
+    for name in checkpoint.names:
+        if rounded and name.endswith(rounded):
+            tensor = checkpoint.get(name)
+            if to := rounded_format(name, tensor, rounded):
+                n_before += tensor.n_bytes
+                n_after += math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
+    if not n_before:
+        return ""
+    return f"attention and head as Q8_0 ({n_after / 1e9:.2f} GB for {n_before / 1e9:.2f} GB of bfloat16)"
+
+
 def rounding_policy(rounding: Rounding) -> str:
     """A rounding with all that it means: equal texts, equal packed weights of any checkpoint."""
     rounded = [name for family in _MODULES for name in family.ROUNDED] if rounding == "int8" else []

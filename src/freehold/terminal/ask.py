@@ -49,7 +49,8 @@ def ask(model: LocalModel, prompt: str, options: AnswerOptions) -> Reply:
         thinking = " while the model was thinking" if reply.n_reasoning and not reply.text else ""
         note(f"the answer was cut short{thinking}: {_limit(model, reply)}")
     if options.verbose:
-        note(f"load {model.load_seconds:.2f} s ({model.load_remark}); {describe_speed(reply)}")
+        remarks = ", ".join(filter(None, (model.load_remark, model.rounded)))
+        note(f"load {model.load_seconds:.2f} s ({remarks}); {describe_speed(reply)}")
     return reply
 
 

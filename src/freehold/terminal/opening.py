@@ -11,7 +11,7 @@ from freehold.errors import FreeholdError
 from freehold.hub import Store, resolve
 from freehold.hub.catalog import load_catalog
 from freehold.loading import load
-from freehold.models import Precision
+from freehold.models import Precision, Rounding
 from freehold.runtime import LocalModel
 from freehold.terminal.console import Progress, note
 from freehold.terminal.words import Request, join_prompt, read_piped, read_words
@@ -30,6 +30,7 @@ def open_model(
     model: str | None,
     *,
     precision: Precision,
+    weights: Rounding = "int8",
     context: int | None = None,
     threads: int | None = None,
     conversations: int = 1,
@@ -41,6 +42,7 @@ def open_model(
         loaded = load(
             model,
             precision=precision,
+            weights=weights,
             context=context,
             threads=threads,
             conversations=conversations,

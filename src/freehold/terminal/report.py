@@ -20,6 +20,7 @@ from freehold.hardware import detect, problems
 from freehold.hub import Store, resolve
 from freehold.hub.catalog import CatalogEntry, load_catalog, require_source
 from freehold.hub.packed import elsewhere, packed_size
+from freehold.models import FAMILIES, describe_rounding, resident_bytes
 from freehold.terminal.console import human_bytes, human_count, printable, table
 from freehold.weights import Checkpoint, open_checkpoint
 
@@ -98,6 +99,8 @@ def describe_model(model: str) -> Facts:
         context = config.get("max_position_embeddings")
         token_bytes = config_token_bytes(config)
         kv_bytes = token_bytes * context if token_bytes and isinstance(context, int) else None
+        known = config.get("model_type") in FAMILIES
+        weight_bytes = resident_bytes(checkpoint, "exact", "int8") if known else checkpoint.n_bytes
         return {
             "name": resolved.name,
             "path": str(resolved.path),
@@ -110,14 +113,15 @@ def describe_model(model: str) -> Facts:
             "context": context,
             "vocabulary": config.get("vocab_size"),
             "chat_template": checkpoint.chat_template is not None,
+            "rounded": describe_rounding(checkpoint, "int8") if known else "",
             "packed_bytes": packed_size(resolved.path, store),
             "licence": _licence(resolved.entry.licence if resolved.entry else None, checkpoint),
             "memory": {
-                "weights_bytes": checkpoint.n_bytes,
+                "weights_bytes": weight_bytes,
                 "kv_bytes_per_token": token_bytes,
                 "kv_bytes_full_context": kv_bytes,
                 "working_bytes": SCRATCH_BYTES,
-                "total_bytes": None if kv_bytes is None else checkpoint.n_bytes + kv_bytes + SCRATCH_BYTES,
+                "total_bytes": None if kv_bytes is None else weight_bytes + kv_bytes + SCRATCH_BYTES,
                 "budget_bytes": detect().memory_budget,
             },
         }
@@ -142,6 +146,7 @@ def render_model(facts: Facts) -> str:
         ("formats", formats),
         ("context", f"{facts['context']} tokens"),
         ("chat template", "yes" if facts["chat_template"] else "no"),
+        *([("rounded here", f"{facts['rounded']}; --weights native keeps them")] if facts["rounded"] else []),
         ("packed weights", human_bytes(facts["packed_bytes"]) if facts["packed_bytes"] else "not kept yet"),
         ("licence", facts["licence"] or "not stated in the files"),
         ("memory", f"{need}; this process may use {human_bytes(memory['budget_bytes'])}"),
@@ -210,7 +215,7 @@ def _formats(checkpoint: Checkpoint) -> tuple[dict[str, dict[str, int]], int]:
         tensor = checkpoint.get(name)
         entry = found.setdefault(tensor.format.name, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
-        entry["bytes"] += tensor.data.nbytes
+        entry["bytes"] += tensor.n_bytes
         n_parameters += math.prod(tensor.shape)
         checkpoint.release(name)
     return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"])), n_parameters
