@@ -88,17 +88,15 @@ def load(
     if precision not in KV_ELEMENT_BYTES:
         raise RequestError(f"precision is {precision!r}; expected one of {', '.join(KV_ELEMENT_BYTES)}")
     chosen = settings.load()
-    machine = detect(chosen)
-    store = Store(chosen.home)
+    machine, store = detect(chosen), Store(chosen.home)
     name, path = _locate(model if model is not None else chosen.model or DEFAULT_MODEL, store, progress, note)
-    n_threads = threads if threads is not None else machine.n_threads
-    start = time.perf_counter()
-    wanted = packed_cache and chosen.packed and precision != "reference"
-    packed = PackedCache(path, store, rounding_policy(weights), note) if wanted else None
+    n_threads, start = machine.n_threads if threads is None else threads, time.perf_counter()
+    kept = packed_cache and chosen.packed and precision != "reference"
+    packed = PackedCache(path, store, rounding_policy(weights), note) if kept else None
     backend = make_backend(precision, n_threads, 0 if packed and packed.is_warm else _file_bytes(path))
     with open_checkpoint(path) as checkpoint:
         weight_bytes = resident_bytes(checkpoint, precision, weights)
-        rounded = describe_rounding(checkpoint, weights) if precision != "reference" else ""
+        rounded = "" if precision == "reference" else describe_rounding(checkpoint, weights)
         check_weights(weight_bytes, machine.memory_budget, name)
         loaded, (tokenizer, chat_format, defaults) = _load_both(checkpoint, backend, weights, progress, name, packed)
     try:
@@ -131,7 +129,7 @@ def load(
     except BaseException:
         loaded.close()
         raise
-    if packed is not None:
+    if packed:
         packed.start(lambda: local.idle_seconds)
     return local
 

@@ -26,12 +26,25 @@ def test_model_and_options_arrive(freehold: Run, loads: Loads, tmp_path: Path) -
     calls = loads(lambda prompt: prompt.encode())
     (tmp_path / "config.json").write_text("{}")
     outcome = freehold(
-        "run", str(tmp_path), "Q", "--system", "S", "--precision", "reference", "--threads", "2", "--context", "99"
+        "run",
+        str(tmp_path),
+        "Q",
+        "--system",
+        "S",
+        "--precision",
+        "reference",
+        "--weights",
+        "native",
+        "--threads",
+        "2",
+        "--context",
+        "99",
     )
     assert outcome.out == "SQ\n"
     assert calls[0] == {
         "model": str(tmp_path),
         "precision": "reference",
+        "weights": "native",
         "context": 99,
         "threads": 2,
         "conversations": 1,

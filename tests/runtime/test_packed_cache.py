@@ -58,6 +58,7 @@ def no_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
         monkeypatch.setattr("freehold.kernels.native._kernels.fill", fill)
         monkeypatch.setattr("freehold.loading.resident_bytes", lambda checkpoint, *rest: checkpoint.n_bytes)
+        monkeypatch.setattr("freehold.loading.describe_rounding", lambda *arguments: "")
         monkeypatch.setattr(Checkpoint, "get", get)
 
     return forbid
