@@ -41,13 +41,16 @@ INLINE f32x16 odd_words(i16x32 a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32
 
 template <Format F, int V, int V_END> INLINE void decode_pairs(const Packed<F> &w, int64_t b, f32x16 scale, f32x16 offset, uint16_t *tile) {
   if constexpr (V < V_END) {
-    const i16x32 codes = w.template codes<V>(b);
-    const f32x16 even = even_words(codes), odd = odd_words(codes);
-    if constexpr (S<F>.has_min || S<F>.zero >= 0)
-      store_pairs(tile + V * 32, fma(even, scale, offset), fma(odd, scale, offset));
-    else
-      store_pairs(tile + V * 32, even * scale, odd * scale);
-    decode_pairs<F, V + 1, V_END>(w, b, scale, offset, tile);
+    i16x32 four[4];
+    w.template four_codes<V>(b, four);
+    for (int i = 0; i < 4; i++) {
+      const f32x16 even = even_words(four[i]), odd = odd_words(four[i]);
+      if constexpr (S<F>.has_min || S<F>.zero >= 0)
+        store_pairs(tile + (V + i) * 32, fma(even, scale, offset), fma(odd, scale, offset));
+      else
+        store_pairs(tile + (V + i) * 32, even * scale, odd * scale);
+    }
+    decode_pairs<F, V + 4, V_END>(w, b, scale, offset, tile);
   }
 }
 template <Format F, int G> INLINE void decode_groups(const Packed<F> &w, int64_t b, uint16_t *tile) {

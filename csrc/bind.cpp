@@ -34,27 +34,30 @@ struct Packed {
   size_t size() const { return weight.n_panels() * weight.panel_size(); }
 };
 
-// A matrix that was packed before, by the same layout: `data` is what Packed.data gave then.
-std::shared_ptr<Packed> wrap(In<uint8_t, 1> data, int format, int64_t n_rows, int64_t n_cols) {
+// A matrix whose bytes are still to be named.
+std::shared_ptr<Packed> shaped(int format, int64_t n_rows, int64_t n_cols) {
   require(format >= 0 && format < (int)Format::COUNT, "unknown format");
   const Scheme &s = scheme((Format)format);
   require(n_rows > 0 && n_cols > 0 && n_cols % (s.integer ? s.span : 1) == 0, "columns are not a multiple of the format's block");
   auto packed = std::make_shared<Packed>();
-  packed->weight = {data.data(), n_rows, n_cols, (Format)format};
-  require(data.size() == packed->size(), "packed bytes do not fit the shape");
-  packed->foreign = nb::ndarray<const uint8_t>(data);
+  packed->weight = {nullptr, n_rows, n_cols, (Format)format};
   return packed;
 }
 
+// One that was packed before, by the same layout: `data` is what Packed.data gave then.
+std::shared_ptr<Packed> wrap(In<uint8_t, 1> data, int format, int64_t n_rows, int64_t n_cols) {
+  auto packed = shaped(format, n_rows, n_cols);
+  require(data.size() == packed->size(), "packed bytes do not fit the shape");
+  packed->foreign = nb::ndarray<const uint8_t>(data);
+  packed->weight.data = data.data();
+  return packed;
+}
+
+// One to be packed, by `fill`.
 std::shared_ptr<Packed> reserve(Arena &arena, int format, int64_t n_rows, int64_t n_cols) {
-  require(format >= 0 && format < (int)Format::COUNT, "unknown format");
-  const Scheme &s = scheme((Format)format);
-  require(n_rows > 0 && n_cols > 0 && n_cols % (s.integer ? s.span : 1) == 0, "columns are not a multiple of the format's block");
-  auto packed = std::make_shared<Packed>();
-  Weight &w = packed->weight;
-  w = {nullptr, n_rows, n_cols, (Format)format};
-  packed->memory = arena.take(w.n_panels() * w.panel_size());
-  w.data = packed->memory.data;
+  auto packed = shaped(format, n_rows, n_cols);
+  packed->memory = arena.take(packed->size());
+  packed->weight.data = packed->memory.data;
   return packed;
 }
 
@@ -73,8 +76,8 @@ Source source_of(const Weight &w, int format, const Rows &rows, const std::optio
   return {Format::MXFP4, rows.data(), (size_t)rows.stride(0), scales->data(), (size_t)scales->stride(0)};
 }
 
-// Packs panels [first, last) of matrices, each from (format, rows, scales), in one go: the GIL is let go, and the workers are woken, once for all.
-// Returns the index of the first one with a scale that stands for no number, or -1.
+// Packs panels [first, last) of matrices, each from (format, rows, scales), in one go: the GIL is let go, and the workers are
+// woken, once for all. Returns the index of the first matrix with a scale that stands for no number, or -1.
 int fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed,
          const std::vector<std::tuple<int, Rows, std::optional<Rows>>> &given, int64_t first, int64_t last) {
   require(first >= 0 && first <= last, "panels are not in order");
@@ -102,6 +105,13 @@ const Kernels &runnable(const std::string &isa) {
   const Level *level = find_level(isa);
   require(level && level->kernels && level->runs_here, "this level does not run here");
   return *level->kernels;
+}
+
+// The form of activations that a product with this matrix takes.
+int form_of(const Weight &w) {
+  if (!scheme(w.format).integer) return VALUES;
+  require(w.n_cols % BLOCK == 0, "columns are not a multiple of 32");
+  return CODES;
 }
 
 using Vector = std::optional<In<float, 1>>;
@@ -144,9 +154,7 @@ struct Recorded {
     Product p{keep(w), up ? keep(up) : Weight{}, keep(bias, w->weight.n_rows), out, add};
     require(op.products.empty() || op.products[0].weight.n_cols == p.weight.n_cols, "matrices of one operation differ in columns");
     require(!up || (p.up.n_rows == p.weight.n_rows && p.up.n_cols == p.weight.n_cols), "gate and up differ in shape");
-    op.forms |= scheme(p.weight.format).integer ? CODES : VALUES;
-    if (up) op.forms |= scheme(p.up.format).integer ? CODES : VALUES;
-    require(!(op.forms & CODES) || p.weight.n_cols % BLOCK == 0, "columns are not a multiple of 32");
+    op.forms |= form_of(p.weight) | (up ? form_of(p.up) : 0);
     op.products.push_back(p);
   }
 
@@ -188,8 +196,7 @@ struct Recorded {
       for (const PackedPtr &w : *list) {
         const Weight &first = ws[0]->weight;
         require(w->weight.n_rows == first.n_rows && w->weight.n_cols == first.n_cols, "experts differ in shape");
-        require(!scheme(w->weight.format).integer || first.n_cols % BLOCK == 0, "columns are not a multiple of 32");
-        op.forms |= scheme(w->weight.format).integer ? CODES : VALUES;
+        op.forms |= form_of(w->weight);
         (list == &ws ? op.weights : op.ups).push_back(keep(w));
       }
     return op;
@@ -285,6 +292,7 @@ double measure_bandwidth(Pool &pool, size_t bytes) {
 
 NB_MODULE(_kernels, m) {
   m.attr("KV_BLOCK") = KV_BLOCK;
+  m.attr("PANEL") = PANEL;
   m.attr("MAX_HEAD_DIM") = MAX_HEAD_DIM;
   m.attr("MAX_GROUP") = MAX_ROWS;
   m.def("levels", [] {
@@ -294,7 +302,7 @@ NB_MODULE(_kernels, m) {
   });
   m.def("reserve", &reserve, "arena"_a, "format"_a, "n_rows"_a, "n_cols"_a);
   m.def("wrap", &wrap, "data"_a, "format"_a, "n_rows"_a, "n_cols"_a);
-  m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a, "first"_a, "last"_a);
+  m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a, "first"_a = 0, "last"_a = INT64_MAX);
   m.def("unpack_row", [](const Packed &p, const std::string &isa, int64_t row, Out<float, 1> out) {
     require(row >= 0 && row < p.weight.n_rows && (int64_t)out.size() == p.weight.n_cols, "row out of range");
     runnable(isa).unpack_row(p.weight, row, out.data());

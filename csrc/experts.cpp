@@ -9,7 +9,6 @@
 #include "program.h"
 
 namespace {
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int FEW_TOKENS = 16;  // routed by one worker: cheaper than meeting at a barrier
 }  // namespace
 

@@ -56,24 +56,19 @@ template <Format F> struct Packed {
     constexpr int64_t bytes = record_bytes(S<F>) * BLOCK / S<F>.span;
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(panel + b * bytes + PREFETCH_AHEAD + i);
   }
-  template <int V> INLINE i16x32 codes(int64_t b) const {
-    if constexpr (S<F>.e2m1) {
-      i16x32 four[4];
-      four_codes<V / 4 * 4>(b, four);
-      return four[V % 4];
-    }
-    constexpr int blocks = S<F>.span / BLOCK;
-    return decode_codes<S<F>.bits, V>(panel + b / blocks * record_bytes(S<F>) + b % blocks * S<F>.bits * 64);
-  }
-  // codes<V> to codes<V + 3>. Fields f and f + 2 of a vector are the two bytes of a word: one table look-up serves both.
+  // Code vectors V to V + 3 of a block.
   template <int V> INLINE void four_codes(int64_t b, i16x32 (&out)[4]) const {
-    if constexpr (S<F>.e2m1) {
-      const i16x32 plane = load_words(panel + b * record_bytes(S<F>) + V / 4 * 64);
+    constexpr int blocks = S<F>.span / BLOCK;
+    const uint8_t *planes = panel + b / blocks * record_bytes(S<F>) + b % blocks * S<F>.bits * 64;
+    if constexpr (S<F>.e2m1) {  // fields f and f + 2 are the two bytes of a word: one table look-up serves both
+      const i16x32 plane = load_words(planes + V / 4 * 64);
       const i16x32 even = look_up(E2M1_CODES, nibbles<0>(plane)), odd = look_up(E2M1_CODES, nibbles<1>(plane));
       out[0] = bit_field<0, 8, 0>(even), out[1] = bit_field<0, 8, 0>(odd);
       out[2] = bit_field<8, 8, 0>(even), out[3] = bit_field<8, 8, 0>(odd);
     } else {
-      out[0] = codes<V>(b), out[1] = codes<V + 1>(b), out[2] = codes<V + 2>(b), out[3] = codes<V + 3>(b);
+      constexpr int bits = S<F>.bits;
+      out[0] = decode_codes<bits, V>(planes), out[1] = decode_codes<bits, V + 1>(planes);
+      out[2] = decode_codes<bits, V + 2>(planes), out[3] = decode_codes<bits, V + 3>(planes);
     }
   }
   INLINE const uint8_t *scales(int64_t b) const {
@@ -280,10 +275,14 @@ void matmul(const Matmul &m, int64_t panel0, int64_t panel1, uint8_t *scratch) {
 // ---- one row as floats: the embedding lookup
 template <Format F, int V> INLINE void row_codes(const Packed<F> &w, int64_t b, int lane, int16_t *q) {
   if constexpr (V < PAIRS) {
-    int16_t codes[32];
-    store_words(codes, w.template codes<V>(b));
-    q[2 * V] = codes[2 * lane], q[2 * V + 1] = codes[2 * lane + 1];
-    row_codes<F, V + 1>(w, b, lane, q);
+    i16x32 four[4];
+    w.template four_codes<V>(b, four);
+    for (int i = V; i < V + 4; i++) {
+      int16_t codes[32];
+      store_words(codes, four[i - V]);
+      q[2 * i] = codes[2 * lane], q[2 * i + 1] = codes[2 * lane + 1];
+    }
+    row_codes<F, V + 4>(w, b, lane, q);
   }
 }
 template <Format F> void unpack_row_of(const Weight &w, int64_t row, float *out) {

@@ -1,8 +1,8 @@
 // Big memory: anonymous pages, huge where the system offers them, handed out in order and freed together.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <atomic>
 #include <memory>
 #include <thread>
 

@@ -1,4 +1,5 @@
-// From the bytes of a file to packed panels.
+// From the bytes of a file to packed panels. Packed weights are kept on disk: whoever changes what packing gives counts up
+// PACKED_LAYOUT in kernels/native.py.
 #pragma once
 #include "formats.h"
 

@@ -9,7 +9,6 @@
 namespace {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int tile_tokens(const AttentionOp &op) { return std::max(1, MAX_ROWS / (op.n_heads / op.n_kv_heads)); }
 int n_splits(int n_positions) { return ceil_div(n_positions, KV_SPLIT); }
 
@@ -41,8 +40,8 @@ void Program::ActivationStore::reserve(int64_t n_tokens, int64_t n_cols, int for
   const size_t n = (size_t)(round_up(n_tokens, TILE_TOKENS) * n_cols);  // the last tile or group may be partly used
   if (forms & TILES && tiles.size() < n / 32 + 1) tiles.resize(n / 32 + 1);
   if (forms & VALUES && values.size() < n) values.resize(n);
-  if (!(forms & CODES) || codes.size() > n) return;
-  codes.resize(n + 1), scales.resize(n / 32 + 1);
+  if (!(forms & CODES) || codes.size() >= n) return;
+  codes.resize(n), scales.resize(n / 32 + 1);
   sums16.resize(n / 16 + 1), sums32.resize(n / 32 + 1), scaled16.resize(n / 16 + 1), scaled32.resize(n / 32 + 1);
 }
 

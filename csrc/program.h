@@ -77,6 +77,8 @@ struct BatchView {
   float *logits;               // [n_logits, vocab]
 };
 
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 // The next piece of `total` items, claimed from a counter that workers share: large at first, one item at last, so that all end
 // together and few claims are made. Sizes are multiples of `align`. False when nothing is left.
 inline bool claim(std::atomic<int> &next, int64_t total, int n_workers, int64_t align, int64_t &begin, int64_t &end) {
@@ -84,7 +86,7 @@ inline bool claim(std::atomic<int> &next, int64_t total, int n_workers, int64_t 
   do {
     if (at >= total) return false;
     const int64_t share = std::max<int64_t>(1, (total - at) / (4 * n_workers));
-    begin = at, end = std::min(total, at + (share + align - 1) / align * align);
+    begin = at, end = std::min(total, at + round_up(share, align));
   } while (!next.compare_exchange_weak(at, (int)end, std::memory_order_relaxed));
   return true;
 }

@@ -21,15 +21,7 @@ from freehold.core import SamplingParams
 from freehold.errors import ModelFileError, RequestError, TemplateError
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
-from freehold.models import (
-    Precision,
-    Rounding,
-    describe_rounding,
-    load_model,
-    make_backend,
-    resident_bytes,
-    rounding_policy,
-)
+from freehold.models import Precision, Rounding, check_choices, load_model, make_backend, residence, rounding_policy
 from freehold.models.loader import Backend, LoadedModel
 from freehold.packed_cache import PackedCache
 from freehold.runtime import LocalModel
@@ -79,29 +71,29 @@ def load(
 
     `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" prefers speed where
     a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `weights` "int8" packs the
-    attention and head of gpt-oss as Q8_0 where they are published in bfloat16, "native" keeps them.
-    `context` None takes the model's own, or what memory allows (see `LocalModel.plan.note`). The KV cache holds up to
-    `conversations` full contexts, fewer if memory is short. `packed_cache` keeps packed weights on the disk for the
-    next load, which `close()` waits for. `note` gets remarks while fetching and closing. Raises NotFoundError,
-    DownloadError, StoreError, ModelFileError, UnsupportedError, or ResourceError with the numbers.
+    attention and head of gpt-oss as Q8_0 where they are published in bfloat16, "native" keeps them. `context` None
+    takes the model's own, or what memory allows (see `LocalModel.plan.note`). The KV cache holds up to `conversations`
+    full contexts, fewer if memory is short. `packed_cache` keeps packed weights on the disk for the next load, which
+    `close()` waits for. `note` gets remarks while fetching and closing. Raises NotFoundError, DownloadError,
+    StoreError, ModelFileError, UnsupportedError, or ResourceError with the numbers.
     """
-    if precision not in KV_ELEMENT_BYTES:
-        raise RequestError(f"precision is {precision!r}; expected one of {', '.join(KV_ELEMENT_BYTES)}")
+    check_choices(precision, weights)
     chosen = settings.load()
-    machine, store = detect(chosen), Store(chosen.home)
+    machine = detect(chosen)
+    store = Store(chosen.home)
     name, path = _locate(model if model is not None else chosen.model or DEFAULT_MODEL, store, progress, note)
-    n_threads, start = machine.n_threads if threads is None else threads, time.perf_counter()
+    n_threads = machine.n_threads if threads is None else threads
+    start = time.perf_counter()
     kept = packed_cache and chosen.packed and precision != "reference"
     packed = PackedCache(path, store, rounding_policy(weights), note) if kept else None
     backend = make_backend(precision, n_threads, 0 if packed and packed.is_warm else _file_bytes(path))
     with open_checkpoint(path) as checkpoint:
-        weight_bytes = resident_bytes(checkpoint, precision, weights)
-        rounded = "" if precision == "reference" else describe_rounding(checkpoint, weights)
-        check_weights(weight_bytes, machine.memory_budget, name)
+        made = residence(checkpoint, precision, weights)
+        check_weights(made.n_bytes, machine.memory_budget, name)
         loaded, (tokenizer, chat_format, defaults) = _load_both(checkpoint, backend, weights, progress, name, packed)
     try:
         plan = plan_memory(
-            weight_bytes=weight_bytes,
+            weight_bytes=made.n_bytes,
             token_bytes=kv_bytes_per_token(loaded.kv_specs, KV_ELEMENT_BYTES[precision]),
             max_context=loaded.max_context,
             context=context,
@@ -124,7 +116,7 @@ def load(
             step_bytes=loaded.step_bytes,
             on_close=loaded.close,
             packed=packed,
-            rounded=rounded,
+            rounded=made.rounded,
         )
     except BaseException:
         loaded.close()

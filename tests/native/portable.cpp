@@ -19,7 +19,7 @@ namespace {
 
 const Kernels &kernels = scalar::KERNELS;
 constexpr int N_ROWS = 37, N_COLS = 512;
-const char *const NAMES[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"};
+const char *const NAMES[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"};
 static_assert(sizeof NAMES / sizeof *NAMES == (size_t)Format::COUNT, "a name for every format");
 
 uint32_t state = 1;
@@ -51,6 +51,10 @@ std::vector<uint8_t> random_matrix(Format format) {
   const Scheme &s = scheme(format);
   std::vector<uint8_t> bytes((size_t)N_ROWS * N_COLS / s.span * s.source_bytes);
   for (auto &b : bytes) b = (uint8_t)random_bits();
+  if (s.e2m1) {  // no float but a scale byte
+    for (size_t i = 0; i < bytes.size(); i += s.source_bytes) bytes[i] = (uint8_t)(bytes[i] % 8 + 118);
+    return bytes;
+  }
   const size_t step = format == Format::F32 ? 4 : 2;
   for (size_t i = step - 2; i + 1 < bytes.size(); i += step) {
     const bool wide = format == Format::F32 || format == Format::BF16;  // 8 exponent bits, else 5

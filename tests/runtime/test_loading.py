@@ -177,3 +177,12 @@ def test_a_broken_template_names_its_file(monkeypatch: pytest.MonkeyPatch) -> No
     )
     with pytest.raises(TemplateError, match=r"some\.gguf: .*line 1"):
         load_text(checkpoint)
+
+
+@pytest.mark.parametrize("wish", [{"precision": "sloppy"}, {"weights": "int3"}])
+def test_unknown_words_are_refused_before_anything_is_fetched(
+    wish: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freehold.loading.Store", None)
+    with pytest.raises(RequestError, match="expected one of"):
+        load("smollm2", **wish)

@@ -16,6 +16,7 @@ import pytest
 
 from freehold import load, packed_cache
 from freehold.errors import RequestError
+from freehold.models import Residence
 from freehold.weights import packed_file
 from freehold.weights.checkpoint import Checkpoint
 from golden_models import FAMILIES
@@ -57,8 +58,7 @@ def no_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             return tensor
 
         monkeypatch.setattr("freehold.kernels.native._kernels.fill", fill)
-        monkeypatch.setattr("freehold.loading.resident_bytes", lambda checkpoint, *rest: checkpoint.n_bytes)
-        monkeypatch.setattr("freehold.loading.describe_rounding", lambda *arguments: "")
+        monkeypatch.setattr("freehold.loading.residence", lambda checkpoint, *rest: Residence(checkpoint.n_bytes))
         monkeypatch.setattr(Checkpoint, "get", get)
 
     return forbid

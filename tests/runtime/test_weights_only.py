@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import freehold
 from freehold.cli import app
 from freehold.errors import NotFoundError
-from freehold.models import resident_bytes
+from freehold.models import residence
 from freehold.weights import open_checkpoint
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama"
@@ -36,5 +36,5 @@ def test_text_needs_a_tokenizer() -> None:
 
 def test_the_oracle_is_checked_for_what_it_takes_in_float32() -> None:
     with open_checkpoint(GOLDEN) as checkpoint:  # bfloat16 as stored
-        assert resident_bytes(checkpoint, "exact", "int8") == checkpoint.n_bytes
-        assert resident_bytes(checkpoint, "reference", "int8") == 2 * checkpoint.n_bytes
+        assert residence(checkpoint, "exact").n_bytes == checkpoint.n_bytes
+        assert residence(checkpoint, "reference").n_bytes == 2 * checkpoint.n_bytes

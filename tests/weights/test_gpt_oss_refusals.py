@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import gpt_oss_files as files
 from freehold.errors import FreeholdError, ModelFileError, NotFoundError, UnsupportedError
-from freehold.formats import FORMATS
+from freehold.models import Precision, load_model
 from freehold.weights import open_checkpoint
 from gpt_oss_files import Stored
 
@@ -96,25 +96,31 @@ def test_half_of_a_pair(tmp_path: Path, lost: str, left: str) -> None:
     assert f"{EXPERTS}down_proj_{left}' has no {lost} beside it; fetch the model again" in message
 
 
+@pytest.mark.parametrize("precision", ["exact", "reference"])
 @pytest.mark.parametrize(("kind", "position"), [("gate", (5, 62)), ("up", (5, 63)), ("down", (7, 0))])
-@pytest.mark.parametrize("layout", ["published", "original"])
-def test_a_scale_that_is_no_number(tmp_path: Path, kind: str, position: tuple[int, int], layout: str) -> None:
-    stored = {"down": "down_proj_scales"}.get(kind, "gate_up_proj_scales")
-    name, tensors, config = EXPERTS + stored, GOLDEN, files.golden_config()
-    if layout == "original":
-        name = f"block.2.mlp.mlp{2 if kind == 'down' else 1}_weight.scales"
-        tensors, config = ORIGINAL, files.ORIGINAL_CONFIG
-    scales = tensors[name].bytes().copy()
-    scales[(*position, 2)] = 255
-    damaged = dataclasses.replace(tensors[name], data=scales.tobytes())
-    checkpoint = open_checkpoint(files.save_directory(tmp_path, tensors | {name: damaged}, config))
-    for other in {"gate", "up", "down"} - {kind}:
-        checkpoint.get(f"{EXPERTS}{other}_proj.weight")
-    row = position[1] if kind == "down" else position[1] // 2
-    expected = rf"{name}' holds 255, which stands for no number, for row {row} of expert {position[0]}; .* fetch it"
-    with pytest.raises(ModelFileError, match=expected) as caught:
-        checkpoint.get(f"{EXPERTS}{kind}_proj.weight")
-    assert str(tmp_path) in str(caught.value)
+@pytest.mark.parametrize("layout", ["published", "original", "gguf"])
+def test_a_scale_that_is_no_number(
+    tmp_path: Path, kind: str, position: tuple[int, int], layout: str, precision: Precision
+) -> None:
+    """Found while packing, where every scale is read anyway; `get` reads none."""
+    expert, row = position
+    if layout == "gguf":
+        gguf = files.gguf_tensors()
+        gguf[f"blk.2.ffn_{kind}_exps.weight"][expert, row // 2, 2 * 17] = 255
+        path = files.save_gguf(tmp_path / "a.gguf", gguf)
+    else:
+        name = EXPERTS + {"down": "down_proj_scales"}.get(kind, "gate_up_proj_scales")
+        tensors, config = GOLDEN, files.golden_config()
+        if layout == "original":
+            name = f"block.2.mlp.mlp{2 if kind == 'down' else 1}_weight.scales"
+            tensors, config = ORIGINAL, files.ORIGINAL_CONFIG
+        scales = tensors[name].bytes().copy()
+        scales[(*position, 2)] = 255
+        damaged = dataclasses.replace(tensors[name], data=scales.tobytes())
+        path = files.save_directory(tmp_path, tensors | {name: damaged}, config)
+    expected = f"expert {expert} of tensor '{EXPERTS}{kind}_proj.weight' has an MXFP4 scale of 255.*fetch it again"
+    with open_checkpoint(path) as checkpoint, pytest.raises(ModelFileError, match=expected):
+        load_model(checkpoint, precision=precision)
 
 
 @pytest.mark.parametrize(
@@ -248,17 +254,3 @@ def test_an_index_that_names_an_absent_tensor(tmp_path: Path) -> None:
     index.write_text(json.dumps(content))
     message = refusal(directory, NotFoundError)
     assert f"tensors its index names are missing: '{EXPERTS}absent'; the download is incomplete" in message
-
-
-def test_a_scale_that_is_no_number_in_gguf_can_be_found(tmp_path: Path) -> None:
-    """It lies among the blocks, so that `get` does not look for it."""
-    tensors = files.gguf_tensors()
-    tensors["blk.2.ffn_up_exps.weight"][5, 31, 2 * 17] = 255
-    checkpoint = open_checkpoint(files.save_gguf(tmp_path / "a.gguf", tensors))
-    tensor = checkpoint.get(f"{EXPERTS}up_proj.weight")
-    assert tensor.format is FORMATS["MXFP4"]
-    assert tensor.find_nan_scale() == (5 * 160 + 31, 2)
-    assert tensor.expert(5).find_nan_scale() == (31, 2)
-    assert tensor.expert(4).find_nan_scale() is None
-    assert checkpoint.get(f"{EXPERTS}gate_proj.weight").find_nan_scale() is None
-    assert checkpoint.get("model.norm.weight").find_nan_scale() is None

@@ -7,6 +7,7 @@ _F32 = npt.NDArray[np.float32]
 _I32 = npt.NDArray[np.int32]
 
 KV_BLOCK: int
+PANEL: int
 MAX_HEAD_DIM: int
 MAX_GROUP: int
 
@@ -98,8 +99,8 @@ def fill(
     pool: Pool,
     packed: Sequence[Packed],
     sources: Sequence[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]],
-    first: int,
-    last: int,
+    first: int = 0,
+    last: int = ...,
 ) -> int: ...
 def unpack_row(packed: Packed, isa: str, row: int, out: _F32, /) -> None: ...
 def measure_bandwidth(pool: Pool, bytes: int) -> float: ...

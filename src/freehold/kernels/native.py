@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
-from freehold.errors import KernelError, ModelFileError, UnsupportedError
+from freehold.errors import KernelError, UnsupportedError
 from freehold.formats import QTensor
 from freehold.kernels import _kernels
 from freehold.kernels.ops import (
@@ -31,6 +31,7 @@ from freehold.kernels.ops import (
     Rope,
     Route,
     Value,
+    damaged_scale,
 )
 
 _NAMES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4"
@@ -51,9 +52,6 @@ which the thread of the text holds for tens of milliseconds at a time."""
 
 PIECE_BYTES = 64 << 20
 """So much of a large tensor is packed before its pages are given back."""
-
-PANEL = 16
-"""Rows that csrc/ packs together."""
 
 _Source = tuple[int, npt.NDArray[np.uint8], "npt.NDArray[np.uint8] | None"]
 """A matrix's bytes as the extension takes them: format, rows, and scales where they are stored apart."""
@@ -180,27 +178,18 @@ class NativeBackend:
         self, packed: _kernels.Packed, source: _Source, label: str, read: Callable[[], None] | None
     ) -> None:
         rows = source[1]
-        panels, piece = -(-len(rows) // PANEL), max(1, PIECE_BYTES // (PANEL * rows.shape[1]))
+        panels, piece = -(-len(rows) // _kernels.PANEL), max(1, PIECE_BYTES // (_kernels.PANEL * rows.shape[1]))
         for first in range(0, panels, piece):
-            self._fill(self._pool, [(packed, source, label)], first, min(panels, first + piece))
+            self._fill(self._pool, [(packed, source, label)], first, first + piece)
             if read is not None:
                 read()
 
-    def _fill(
-        self,
-        pool: _kernels.Pool,
-        work: Sequence[tuple[_kernels.Packed, _Source, str]],
-        first: int = 0,
-        last: int = 1 << 31,
-    ) -> None:
-        """Pack panels from `first` to `last` of each matrix."""
+    def _fill(self, pool: _kernels.Pool, work: Sequence[tuple[_kernels.Packed, _Source, str]], *panels: int) -> None:
+        """Pack the matrices, or of each the panels from the first to before the second of `panels`."""
         packed, sources = [packed for packed, _, _ in work], [source for _, source, _ in work]
-        damaged = _kernels.fill(pool, packed, sources, first, last)
+        damaged = _kernels.fill(pool, packed, sources, *panels)
         if damaged >= 0:
-            raise ModelFileError(
-                f"{work[damaged][2]} has an MXFP4 scale of 255, which stands for no number; the file is damaged, "
-                f"so fetch it again"
-            )
+            raise damaged_scale(work[damaged][2])
 
     def n_bytes(self, matrix: _kernels.Packed) -> int:
         """Bytes of a packed matrix."""

@@ -16,9 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold.core import Float32Array, KVSpec
+from freehold.errors import ModelFileError
 
 Matrix = Any
 """A weight [n_rows, n_cols] in a backend's own form, made by its `matrix` method."""
+
+
+def damaged_scale(label: str) -> ModelFileError:
+    """What a backend raises for the tensor named `label`."""
+    return ModelFileError(
+        f"{label} has an MXFP4 scale of 255, which stands for no number; the file is damaged, so fetch it again"
+    )
 
 
 @dataclass(frozen=True)

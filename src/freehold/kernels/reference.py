@@ -25,6 +25,7 @@ from freehold.kernels.ops import (
     Ops,
     Rope,
     Route,
+    damaged_scale,
 )
 
 
@@ -42,9 +43,15 @@ class ReferenceBackend:
     """The numpy backend. Matrices are float32 arrays [n_rows, n_cols]."""
 
     def matrix(
-        self, tensor: QTensor, to: str | None = None, label: str = "", read: Callable[[], None] | None = None
+        self,
+        tensor: QTensor,
+        to: str | None = None,
+        label: str = "a tensor",
+        read: Callable[[], None] | None = None,
     ) -> Float32Array:
-        """The numbers as stored: the oracle rounds nothing, whatever `to` says."""
+        """The numbers as stored: the oracle rounds nothing, whatever `to` says, and needs its source no longer."""
+        if tensor.find_nan_scale():
+            raise damaged_scale(label)
         return tensor.to_float32()
 
     def table(self, tensor: QTensor) -> Float32Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from freehold.errors import RequestError, UnsupportedError
@@ -16,7 +17,7 @@ from freehold.kernels import NativeBackend, ReferenceBackend
 from freehold.models import gpt_oss, llama
 from freehold.models.common import Config
 from freehold.models.loader import Backend, Kept, LoadedModel, Loader, Progress, Weights, rounded_format, stays_in_file
-from freehold.models.outline import check_tensors
+from freehold.models.outline import Shapes, check_tensors
 
 Precision = Literal["reference", "exact", "fast"]
 """reference: numpy in float32, the oracle. exact: the kernels; they keep weights exact, except on the amx level,
@@ -30,7 +31,7 @@ _MODULES: tuple[Any, ...] = (gpt_oss, llama)
 FAMILIES = {model_type: family for family in _MODULES for model_type in family.MODEL_TYPES}
 
 
-class CheckpointLike(Weights, Protocol):
+class CheckpointLike(Weights, Shapes, Protocol):
     """Tensors and the config that gives them meaning."""
 
     @property
@@ -38,6 +39,13 @@ class CheckpointLike(Weights, Protocol):
 
     @property
     def path(self) -> Any: ...
+
+
+def check_choices(precision: Precision, rounding: Rounding) -> None:
+    """Raise RequestError for a word that is no precision, or no rounding of weights."""
+    for what, word, known in (("precision", precision, Precision), ("weights", rounding, Rounding)):
+        if word not in get_args(known):
+            raise RequestError(f"{what} is {word!r}; expected one of {', '.join(get_args(known))}")
 
 
 def load_model(
@@ -58,8 +66,7 @@ def load_model(
     Raises UnsupportedError for an architecture or config that is not implemented, ModelFileError for tensors that do
     not fit the config, RequestError for an unknown precision.
     """
-    if rounding not in get_args(Rounding):
-        raise RequestError(f"rounding is {rounding!r}; expected one of {', '.join(get_args(Rounding))}")
+    check_choices(precision, rounding)
     backend = backend or make_backend(precision, n_threads, checkpoint.n_bytes)
     family = _family(checkpoint)
     check_tensors(family, Config(checkpoint.config, str(checkpoint.path)), checkpoint)
@@ -68,36 +75,34 @@ def load_model(
     return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
 
 
-def resident_bytes(checkpoint: CheckpointLike, precision: Precision, rounding: Rounding) -> int:
-    """Bytes the weights take once loaded: as stored, rounded, or as float32 for the oracle."""
+@dataclass(frozen=True)
+class Residence:
+    """What weights become once loaded: the bytes they take, and which are rounded, for people; empty if none is."""
+
+    n_bytes: int
+    rounded: str = ""
+
+
+def residence(checkpoint: CheckpointLike, precision: Precision = "exact", rounding: Rounding = "int8") -> Residence:
+    """What loading makes of a checkpoint's weights: as stored, rounded, left in the file, or float32 for the oracle."""
     if precision == "reference":
-        return sum(4 * math.prod(checkpoint.get(name).shape) for name in checkpoint.names)
+        return Residence(sum(4 * math.prod(checkpoint.shape(name)) for name in checkpoint.names))
     family = _family(checkpoint)
     rounded = family.ROUNDED if rounding == "int8" else ()
-    saved = 0
+    n_bytes, n_before, n_after = checkpoint.n_bytes, 0, 0
     for name in checkpoint.names:
-        if name.endswith((*rounded, *family.TABLES)):
-            tensor = checkpoint.get(name)
-            if to := rounded_format(name, tensor, rounded):
-                saved += tensor.n_bytes - math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
-            elif stays_in_file(tensor):
-                saved += tensor.n_bytes
-    return checkpoint.n_bytes - saved
-
-
-def describe_rounding(checkpoint: CheckpointLike, rounding: Rounding) -> str:
-    """Which matrices of a checkpoint are rounded while loading, for people; empty if none is."""
-    rounded = _family(checkpoint).ROUNDED if rounding == "int8" else ()
-    n_before = n_after = 0
-    for name in checkpoint.names:
-        if rounded and name.endswith(rounded):
-            tensor = checkpoint.get(name)
-            if to := rounded_format(name, tensor, rounded):
-                n_before += tensor.n_bytes
-                n_after += math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
+        if not name.endswith((*rounded, *family.TABLES)):
+            continue
+        tensor = checkpoint.get(name)
+        if to := rounded_format(name, tensor, rounded):
+            n_before += tensor.n_bytes
+            n_after += math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
+        elif name.endswith(family.TABLES) and stays_in_file(tensor):
+            n_bytes -= tensor.n_bytes
     if not n_before:
-        return ""
-    return f"attention and head as Q8_0 ({n_after / 1e9:.2f} GB for {n_before / 1e9:.2f} GB of bfloat16)"
+        return Residence(n_bytes)
+    remark = f"attention and head as Q8_0 ({n_after / 1e9:.2f} GB for {n_before / 1e9:.2f} GB of bfloat16)"
+    return Residence(n_bytes - n_before + n_after, remark)
 
 
 def rounding_policy(rounding: Rounding) -> str:
@@ -119,8 +124,6 @@ def _family(checkpoint: CheckpointLike) -> Any:
 
 def make_backend(precision: Precision, n_threads: int | None = None, expected_bytes: int = 0) -> Backend:
     """The backend of a precision. A thread of its own makes memory ready for about `expected_bytes` of weights."""
-    if precision not in get_args(Precision):
-        raise RequestError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
     if precision == "reference":
         return ReferenceBackend()
     return NativeBackend(n_threads or _usable_cores(), expected_bytes=expected_bytes)

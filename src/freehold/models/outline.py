@@ -57,9 +57,6 @@ class _Outlines:
     def get(self, name: str) -> QTensor:
         return cast(QTensor, _Outline(self._checkpoint.shape(name)))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._checkpoint.shape(name)
-
     def release(self, name: str) -> None:
         pass
 

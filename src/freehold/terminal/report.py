@@ -20,7 +20,7 @@ from freehold.hardware import detect, problems
 from freehold.hub import Store, resolve
 from freehold.hub.catalog import CatalogEntry, load_catalog, require_source
 from freehold.hub.packed import elsewhere, packed_size
-from freehold.models import FAMILIES, describe_rounding, resident_bytes
+from freehold.models import FAMILIES, Residence, residence
 from freehold.terminal.console import human_bytes, human_count, printable, table
 from freehold.weights import Checkpoint, open_checkpoint
 
@@ -100,7 +100,7 @@ def describe_model(model: str) -> Facts:
         token_bytes = config_token_bytes(config)
         kv_bytes = token_bytes * context if token_bytes and isinstance(context, int) else None
         known = config.get("model_type") in FAMILIES
-        weight_bytes = resident_bytes(checkpoint, "exact", "int8") if known else checkpoint.n_bytes
+        loaded = residence(checkpoint) if known else Residence(checkpoint.n_bytes)
         return {
             "name": resolved.name,
             "path": str(resolved.path),
@@ -113,15 +113,15 @@ def describe_model(model: str) -> Facts:
             "context": context,
             "vocabulary": config.get("vocab_size"),
             "chat_template": checkpoint.chat_template is not None,
-            "rounded": describe_rounding(checkpoint, "int8") if known else "",
+            "rounded": loaded.rounded,
             "packed_bytes": packed_size(resolved.path, store),
             "licence": _licence(resolved.entry.licence if resolved.entry else None, checkpoint),
             "memory": {
-                "weights_bytes": weight_bytes,
+                "weights_bytes": loaded.n_bytes,
                 "kv_bytes_per_token": token_bytes,
                 "kv_bytes_full_context": kv_bytes,
                 "working_bytes": SCRATCH_BYTES,
-                "total_bytes": None if kv_bytes is None else weight_bytes + kv_bytes + SCRATCH_BYTES,
+                "total_bytes": None if kv_bytes is None else loaded.n_bytes + kv_bytes + SCRATCH_BYTES,
                 "budget_bytes": detect().memory_budget,
             },
         }

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from freehold.formats import FORMATS
 from freehold.weights.safetensors import INDEX_NAME
 from freehold.weights.synth.tensors import Stored
 
@@ -21,7 +22,6 @@ SHARD_BYTES = 5 * 10**9
 """Most bytes of tensors in one safetensors file, unless a single tensor is larger."""
 
 _GGUF_VERSION, _GGUF_ALIGNMENT = 3, 32
-_GGML_TYPES: Mapping[str, int] = {"F32": 0, "Q8_0": 8, "MXFP4": 39}
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 
 
@@ -87,7 +87,7 @@ def gguf_file(name: str, metadata: Mapping[str, Any], tensors: Sequence[Stored])
     table, data, offset = [], list[bytes | Stored](), 0
     for tensor in tensors:
         dims = b"".join(struct.pack("<Q", size) for size in reversed(tensor.shape))
-        kind = struct.pack("<IQ", _GGML_TYPES[tensor.dtype], offset)
+        kind = struct.pack("<IQ", FORMATS[tensor.dtype].ggml_type, offset)
         table.append(_string(tensor.name) + struct.pack("<I", len(tensor.shape)) + dims + kind)
         padding = bytes(-tensor.n_bytes % _GGUF_ALIGNMENT)
         data += [tensor, padding]

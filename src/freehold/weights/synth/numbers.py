@@ -15,13 +15,15 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from freehold.formats import FORMATS, MXFP4_BLOCK
+
 Rows = npt.NDArray[np.uint8]
 """[rows, row bytes]: some rows of a tensor as a file stores them."""
 
-QUANT_BLOCK = 32
-"""Numbers that share a scale in Q8_0 and in MXFP4."""
+QUANT_BLOCK = MXFP4_BLOCK
+"""Numbers that share a scale in MXFP4, and in Q8_0 as well."""
 
-_MXFP4_BYTES = 16  # of one block's 32 numbers, without its scale
+_MXFP4_BYTES = MXFP4_BLOCK // 2  # of one block's numbers, without its scale
 
 _CODE_STD = math.sqrt((31 * 254 * 256 / 12 + 127**2) / QUANT_BLOCK)
 """Of a Codes number before scaling: 31 of 32 are uniform over -127..127, one is 127 or -127."""
@@ -62,10 +64,9 @@ class Encoding:
     tail: tuple[int, ...] = ()
 
 
-BF16 = Encoding("BF16", 1, 2)
-F32 = Encoding("F32", 1, 4)
-Q8_0 = Encoding("Q8_0", QUANT_BLOCK, 2 + QUANT_BLOCK)
-MXFP4 = Encoding("MXFP4", QUANT_BLOCK, 1 + _MXFP4_BYTES)
+BF16, F32, Q8_0, MXFP4 = (
+    Encoding(name, FORMATS[name].block, FORMATS[name].n_bytes) for name in ("BF16", "F32", "Q8_0", "MXFP4")
+)
 MXFP4_BLOCKS = Encoding("U8", QUANT_BLOCK, _MXFP4_BYTES, (_MXFP4_BYTES,))
 MXFP4_SCALES = Encoding("U8", QUANT_BLOCK, 1)
 
@@ -102,7 +103,7 @@ class Codes:
         scale = np.float32(2.0 ** round(math.log2(self.std / _CODE_STD)))
         if encoding is BF16:
             return _bf16_bytes(codes * scale).reshape(n_rows, -1)
-        blocks = np.empty(len(codes), np.dtype([("d", "<f2"), ("qs", "i1", QUANT_BLOCK)]))
+        blocks = np.empty(len(codes), FORMATS["Q8_0"].layout)
         blocks["d"], blocks["qs"] = scale, codes
         return blocks.view(np.uint8).reshape(n_rows, -1)
 
@@ -147,9 +148,9 @@ class Mxfp4:
         codes = bits.take("codes", n_blocks * _MXFP4_BYTES)
         if encoding is MXFP4_BLOCKS:
             return codes.reshape(n_rows, -1)
-        blocks = np.empty(n_blocks, np.dtype([("e", "u1"), ("qs", f"V{_MXFP4_BYTES}")]))
+        blocks = np.empty(n_blocks, FORMATS["MXFP4"].layout)
         blocks["e"] = self._scales(bits, n_blocks)
-        blocks["qs"] = _halves_from_pairs(codes).view(f"V{_MXFP4_BYTES}")
+        blocks["qs"] = _halves_from_pairs(codes).reshape(-1, _MXFP4_BYTES)
         return blocks.view(np.uint8).reshape(n_rows, -1)
 
     def _scales(self, bits: Bits, n_blocks: int) -> npt.NDArray[np.uint8]:
@@ -183,8 +184,7 @@ def _halves_from_pairs(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     first, second = words[:, 0], words[:, 1]  # numbers 0-15 and 16-31
     low = np.uint64(0x0F0F0F0F0F0F0F0F)
     result = np.empty((codes.size // 2, 2), np.uint8)
-    result[:, 0] = (first & low | (second & low) << np.uint64(4)).view(
-        np.uint8
-    )  # numbers 0, 2, 4 ... beside 16, 18 ...
+    # Numbers 0, 2, 4 ... beside 16, 18 ..., then 1, 3, 5 ... beside 17, 19 ...
+    result[:, 0] = (first & low | (second & low) << np.uint64(4)).view(np.uint8)
     result[:, 1] = (first >> np.uint64(4) & low | second & ~low).view(np.uint8)
     return result.reshape(-1)
