@@ -15,8 +15,9 @@ import pytest
 from freehold.core import Float32Array, KVSpec
 from freehold.errors import FreeholdError, ModelFileError, UnsupportedError
 from freehold.kernels import NativeBackend, Ops, ReferenceBackend, available_isas
-from freehold.models import load_model
+from freehold.models import Residence, load_model, residence
 from freehold.models.common import Config, read_rope
+from freehold.models.gpt_oss import ROUNDED
 from freehold.models.loader import Backend
 from freehold.weights import open_checkpoint
 from golden_models import GOLDEN, agreement, expected_of, load_golden, mean_kl, step
@@ -43,6 +44,18 @@ def test_what_eight_bits_cost(record_property: Any) -> None:
     print(f"mean KL of int8 against native weights: {kl:.2e} nats")
     assert 0 < kl <= 3e-3
     assert agreement(*logits) >= 0.97
+
+
+def test_what_loading_makes_of_the_weights() -> None:
+    with open_checkpoint(GOLDEN / "gpt_oss") as checkpoint:
+        table = checkpoint.get("model.embed_tokens.weight").n_bytes
+        rounded = sum(
+            checkpoint.get(name).n_bytes for name in checkpoint.names if name.endswith(ROUNDED)
+        )  # to 34 bytes of each block's 64
+        assert residence(checkpoint, rounding="native") == Residence(checkpoint.n_bytes - table)
+        made = residence(checkpoint)
+        assert made.n_bytes == checkpoint.n_bytes - table - rounded * 30 // 64
+        assert "attention and head as Q8_0" in made.rounded
 
 
 def yarn_by_the_book(position: int, dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from freehold.text.harmony import Harmony
+from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.tokenizer import Tokenizer, load_tokenizer
 from harmony_library import Judge, vocabulary
 
@@ -19,6 +21,18 @@ def small_harmony_tokenizer() -> Tokenizer:
     """Real ids for the words of the golden conversations and of the tests; single bytes for what else is asked."""
     path = Path(__file__).parent.parent / "golden" / "harmony_tokenizer.json"
     return load_tokenizer(path, None, CONFIG)
+
+
+@pytest.fixture(scope="session")
+def tokens(small_harmony_tokenizer: Tokenizer) -> HarmonyTokens:
+    found = HarmonyTokens.of(small_harmony_tokenizer)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def harmony(small_harmony_tokenizer: Tokenizer) -> Harmony:
+    return Harmony(small_harmony_tokenizer)
 
 
 @pytest.fixture(scope="session")

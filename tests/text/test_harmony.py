@@ -15,7 +15,7 @@ from freehold.text.chat import ChatFormat, Message, ToolCall
 from freehold.text.harmony import Harmony
 from freehold.text.harmony_system import effective_effort
 from freehold.text.harmony_tokens import HarmonyTokens
-from freehold.text.tokenizer import Tokenizer, load_tokenizer
+from freehold.text.tokenizer import load_tokenizer
 from tiny_vocabulary import gguf_metadata
 
 GOLDEN: list[dict[str, Any]] = [
@@ -24,18 +24,6 @@ GOLDEN: list[dict[str, Any]] = [
 ]
 OPTIONS: dict[str, Any] = {"current_date": "2025-06-28"}
 NOW = {"type": "function", "function": {"name": "now", "description": "No parameters."}}
-
-
-@pytest.fixture(scope="module")
-def harmony(small_harmony_tokenizer: Tokenizer) -> Harmony:
-    return Harmony(small_harmony_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def tokens(small_harmony_tokenizer: Tokenizer) -> HarmonyTokens:
-    found = HarmonyTokens.of(small_harmony_tokenizer)
-    assert found is not None
-    return found
 
 
 def request(case: dict[str, Any]) -> tuple[list[Message], list[dict[str, Any]], dict[str, Any]]:

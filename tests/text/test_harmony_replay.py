@@ -27,14 +27,7 @@ def tokenizer(small_harmony_tokenizer: Tokenizer) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def harmony(tokenizer: Tokenizer) -> Harmony:
-    return Harmony(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def replay(tokenizer: Tokenizer) -> Replay:
-    tokens = HarmonyTokens.of(tokenizer)
-    assert tokens is not None
+def replay(tokenizer: Tokenizer, tokens: HarmonyTokens) -> Replay:
     return Replay(tokenizer, tokens)
 
 
