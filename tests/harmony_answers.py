@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from freehold.text.chat import CallStart, Event
+from freehold.text.answer import CallStart, Event
 from freehold.text.harmony_parser import HarmonyParser
 from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.tokenizer import Tokenizer

@@ -17,10 +17,12 @@ from freehold.budget import MemoryPlan
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
 from freehold.errors import RequestError
 from freehold.runtime import LocalModel
-from freehold.text.chat import AnswerParser, ChatFormat, Message
+from freehold.text.answer import AnswerParser
+from freehold.text.chat import Message
 from freehold.text.harmony_parser import HarmonyParser
 from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.plain_parser import PlainParser
+from freehold.text.request import ChatFormat
 from freehold.text.tokenizer import Tokenizer
 
 BOS, SYSTEM, USER, ASSISTANT, EOS, SPLIT = range(256, 262)

@@ -26,6 +26,20 @@ LogitMask = Callable[[Sequence[int], Float32Array], None]
 """Called with the tokens generated so far and the logits [vocab]; sets what is forbidden to -inf, in place."""
 
 
+class Constraint(Protocol):
+    """What a generation may say, followed token by token on the engine's thread. What it raises ends this generation
+    alone.
+    """
+
+    def mask(self, logits: Float32Array) -> None:
+        """Set the logits [vocab_size] of ids that may not come next to -inf, in place."""
+        ...
+
+    def accept(self, id: int) -> Sequence[int]:
+        """Token `id` was chosen. Returns the ids that must come next; they follow without being sampled."""
+        ...
+
+
 @dataclass(frozen=True)
 class KVSpec:
     """What one layer keeps per past token.

@@ -25,8 +25,8 @@ from freehold.models import Precision, Rounding, check_choices, load_model, make
 from freehold.models.loader import Backend, LoadedModel
 from freehold.packed_cache import PackedCache
 from freehold.runtime import LocalModel
-from freehold.text.chat import ChatFormat
 from freehold.text.harmony_tokens import HarmonyTokens
+from freehold.text.request import ChatFormat
 from freehold.text.templates import ChatTemplate
 from freehold.text.tokenizer import Tokenizer, load_tokenizer
 from freehold.weights import Checkpoint, open_checkpoint

@@ -7,7 +7,7 @@ Knows nothing of files or terminals.
 
 from __future__ import annotations
 
-import hashlib
+import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,10 @@ from types import TracebackType
 
 from freehold.core import FinishReason, Token
 from freehold.engine import Generation
-from freehold.text.chat import AnswerParser, CallStart, Event, ToolCall
+from freehold.text.answer import AnswerParser, CallStart, Event, TokenLogprob
+from freehold.text.chat import ToolCall
 from freehold.text.stream import StopStrings
 from freehold.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """One generated token's bytes and log-probability (nats), with the likeliest alternatives, best first.
-
-    `raw` is exact even where a token holds part of a character; `top` holds (id, bytes, log-probability).
-    """
-
-    id: int
-    raw: bytes
-    logprob: float
-    top: tuple[tuple[int, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,8 +31,9 @@ class Reply:
     `n_generated` counts every token the model spent, an end-of-turn token included; `n_reasoning` of them were spent on
     reasoning: those between a reasoning message's header and its end, control tokens not counted. `n_cached` of the
     `n_prompt` prompt tokens were found in the prefix cache. `ids` are the tokens as sampled, for `Message.ids`.
-    `n_recoveries` malformed spots of the output were repaired. Times are in seconds; `prefill_seconds` runs from the
-    first step to the first token, `decode_seconds` from there to the last.
+    `logprobs` are those of visible text, as Event says. `n_recoveries` malformed spots of the output were repaired.
+    Times are in seconds; `prefill_seconds` runs from the first step to the first token, `decode_seconds` from there to
+    the last.
     """
 
     text: str
@@ -68,7 +57,7 @@ class Stream(Iterator[Event]):
     Iterate it, or call `reply()` for the whole. One thread iterates; `close()` may come from any. Closing early,
     leaving the `with` block, or dropping the last reference cancels the generation, which ends within one step; what
     was received and held back (a possible stop string, half a character) is still delivered to whoever reads on.
-    Iteration raises EngineError if the engine dies.
+    Iteration raises EngineError if the engine dies. Who must not wait calls `poll` instead, when told to.
 
     `stops` apply to visible text. `silent_ids` end an answer and mean nothing more; the parser sees every other id.
     """
@@ -90,7 +79,9 @@ class Stream(Iterator[Event]):
         self._ready: deque[Event] = deque()
         self._said = _Said()
         self._ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._wants_logprobs = False
+        self._logprobs: list[TokenLogprob] = []  # of visible tokens whose text has not all come out yet
+        self._call_key = secrets.token_hex(10)
         self._finish: FinishReason | None = None
         self._closed = False
         self._ended = False
@@ -114,6 +105,24 @@ class Stream(Iterator[Event]):
         self._ended = True
         return self._finish_event()
 
+    def poll(self) -> list[Event]:
+        """The events that are certain by now, without waiting for more; the last of all is "finish"."""
+        if self._finish is None:
+            tokens, ended = ([], True) if self._closed else self._generation.poll()
+            for token in tokens:
+                if self._finish is None:
+                    self._take(token)
+            if ended and self._finish is None:
+                self._end("cancelled")
+        events = [*self._ready]
+        self._ready.clear()
+        for event in events:
+            self._said.add(event)
+        if self._finish is not None and not self._ended:
+            self._ended = True
+            events.append(self._finish_event())
+        return events
+
     def __enter__(self) -> Stream:
         return self
 
@@ -133,8 +142,8 @@ class Stream(Iterator[Event]):
         self._generation.cancel()
 
     def call_id(self, index: int) -> str:
-        """The id of the answer's call number `index`. A conversation grows, so no two of its calls share an id."""
-        return f"call_{hashlib.blake2s(f'{self._generation.n_prompt} {index}'.encode(), digest_size=12).hexdigest()}"
+        """The id of the answer's call number `index`, which no other call has."""
+        return f"call_{self._call_key}{index:04x}"
 
     def reply(self) -> Reply:
         """Read the rest and return the whole answer; after `close()`, what had arrived until then."""
@@ -149,7 +158,7 @@ class Stream(Iterator[Event]):
             n_generated=len(self._ids),
             prefill_seconds=generation.timings.prefill_seconds,
             decode_seconds=generation.timings.decode_seconds,
-            logprobs=tuple(self._logprobs) if self._logprobs else None,
+            logprobs=tuple(said.logprobs) if self._wants_logprobs else None,
             reasoning="".join(said.reasoning) or None,
             tool_calls=tuple(
                 ToolCall(call.name, "".join(arguments), self.call_id(i))
@@ -169,6 +178,7 @@ class Stream(Iterator[Event]):
             n_cached=generation.n_cached,
             n_generated=len(self._ids),
             n_reasoning=self._parser.n_reasoning,
+            stop=self._stops.found,
         )
 
     def _finish_reason(self) -> FinishReason:
@@ -178,10 +188,12 @@ class Stream(Iterator[Event]):
     def _take(self, token: Token) -> None:
         """Account for one token; the events it makes certain become ready."""
         self._ids.append(token.id)
-        if token.logprob is not None:
-            self._logprobs.append(self._with_bytes(token, token.logprob))
+        self._wants_logprobs |= token.logprob is not None
         if not (token.finish == "stop" and token.id in self._silent_ids):
-            self._deliver(self._parser.push(token.id))
+            events = self._parser.push(token.id)
+            if token.logprob is not None and self._parser.in_text:
+                self._logprobs.append(self._with_bytes(token, token.logprob))
+            self._deliver(events)
         if self._finish is not None:  # a stop string
             self._generation.cancel()
         elif token.finish is not None:
@@ -208,7 +220,8 @@ class Stream(Iterator[Event]):
 
     def _deliver_text(self, text: str) -> None:
         if text:
-            self._ready.append(Event(kind="text", text=text))
+            self._ready.append(Event(kind="text", text=text, logprobs=tuple(self._logprobs)))
+            self._logprobs.clear()
 
     def _with_bytes(self, token: Token, logprob: float) -> TokenLogprob:
         token_bytes = self._tokenizer.token_bytes
@@ -222,12 +235,14 @@ class _Said:
 
     def __init__(self) -> None:
         self.text: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
         self.reasoning: list[str] = []
         self.calls: list[tuple[CallStart, list[str]]] = []
 
     def add(self, event: Event) -> None:
         if event.kind == "text":
             self.text.append(event.text)
+            self.logprobs += event.logprobs
         elif event.kind == "reasoning":
             self.reasoning.append(event.text)
         elif event.kind == "tool_call":

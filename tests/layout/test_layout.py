@@ -22,12 +22,15 @@ LAYERS: dict[str, str] = {
     # Top first. A module may import what its row names and nothing else; a row may only name rows below it.
     "__main__": "cli",
     "cli": "terminal freehold benchmark runtime hub kernels errors",
-    "terminal": "freehold loading benchmark runtime reply budget hub hardware text models weights kernels settings "
+    "terminal": "freehold server loading benchmark runtime reply budget hub hardware text models weights kernels settings "
     "errors",
     "freehold": "loading runtime reply text errors",  # __init__.py: the public names, imported on first use
+    "server": "loading runtime prepared reply budget hub hardware engine text settings core errors",
     "loading": "runtime packed_cache budget hub hardware models text weights settings core errors",
     "benchmark": "runtime budget engine kernels core errors",
-    "runtime": "reply budget engine text core errors",
+    "runtime": "prepared exclusive reply budget engine text core errors",
+    "prepared": "reply engine text core errors",
+    "exclusive": "core errors",
     "reply": "engine text core errors",
     "packed_cache": "hub weights kernels errors",
     "budget": "core errors",

@@ -13,7 +13,8 @@ import pytest
 from freehold import Message
 from freehold.errors import EngineError, RequestError
 from freehold.loading import load_text
-from freehold.text.chat import CallStart, ToolCall
+from freehold.text.answer import CallStart
+from freehold.text.chat import ToolCall
 from freehold.text.harmony import Harmony
 from freehold.text.tokenizer import Tokenizer
 from scripted_model import CALL, RETURN, HarmonyByteTokenizer, HarmonyRoles, ScriptedLocalModel, harmony, scripted

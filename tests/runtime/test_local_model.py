@@ -192,7 +192,7 @@ def test_logit_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) 
     ids = [BOS, USER, *b"some prompt", ASSISTANT, *b"Par"]
     with scripted("Paris") as model:
         whole = model.logits(ids)
-        monkeypatch.setattr("freehold.runtime.LOGIT_CHUNK_BYTES", 4 * VOCAB * 5)
+        monkeypatch.setattr("freehold.exclusive.LOGIT_CHUNK_BYTES", 4 * VOCAB * 5)
         steps = model.script.steps
         assert np.array_equal(model.logits(ids), whole)
         assert model.script.steps - steps == -(-len(ids) // 5)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import RequestError
-from freehold.text.chat import ROLES, Event, Message, ToolCall
+from freehold.text.answer import Event
+from freehold.text.chat import ROLES, Message, ToolCall
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

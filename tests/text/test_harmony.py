@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from freehold.errors import RequestError, UnsupportedError
-from freehold.text.chat import ChatFormat, Message, ToolCall
+from freehold.text.chat import Message, ToolCall
 from freehold.text.harmony import Harmony
 from freehold.text.harmony_system import effective_effort
 from freehold.text.harmony_tokens import HarmonyTokens
+from freehold.text.request import ChatFormat
 from freehold.text.tokenizer import load_tokenizer
 from tiny_vocabulary import gguf_metadata
 

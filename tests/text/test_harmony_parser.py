@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.text.chat import CallStart
+from freehold.text.answer import CallStart
 from freehold.text.harmony_parser import BETWEEN_MESSAGES, MAX_HEADER_TOKENS, HarmonyParser
 from harmony_answers import BYTES, read, said
 from scripted_model import HARMONY, harmony

@@ -1,8 +1,8 @@
 """Engine: runs many generations on one model, from one thread of its own.
 
-Owns the thread, the KV storage and the life of every sequence from submit to its last token. Sees token ids and a mask
-callable, never text. Other threads talk to it through one inbox queue: a sequence in the inbox is either new or marked
-as cancelled. The loop is receive, schedule, forward, advance, sample.
+Owns the thread, the KV storage and the life of every sequence from submit to its last token. Sees token ids and a
+constraint on them, never text. Other threads talk to it through one inbox queue: a sequence in the inbox is either new
+or marked as cancelled. The loop is receive, schedule, forward, advance, sample.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -20,18 +21,18 @@ import numpy as np
 
 from freehold.core import (
     KV_BLOCK,
+    Constraint,
     FinishReason,
     Float32Array,
     Int32Array,
     KVCacheLike,
-    LogitMask,
     Model,
     SamplingParams,
     Token,
 )
 from freehold.engine.blocks import BlockPool
 from freehold.engine.generation import Generation
-from freehold.engine.sampler import Sampler, Workspace
+from freehold.engine.sampler import Choice, Sampler, Workspace
 from freehold.engine.scheduler import Scheduler
 from freehold.engine.sequence import Sequence
 from freehold.errors import ContextError, EngineError, RequestError
@@ -102,11 +103,19 @@ class Engine:
         self.close()
 
     def submit(
-        self, prompt: Ids[int], params: SamplingParams, *, mask: LogitMask | None = None, namespace: str = ""
+        self,
+        prompt: Ids[int],
+        params: SamplingParams,
+        *,
+        constraint: Constraint | None = None,
+        namespace: str = "",
+        on_ready: Callable[[], None] | None = None,
     ) -> Generation:
         """Queue a prompt of token ids and return at once.
 
         Only prompts of one `namespace` share cached prefixes. max_tokens is clamped to the room the context leaves.
+        `on_ready` is called from the engine's thread whenever the generation has something new to be read; it must not
+        block or raise.
         Raises RequestError for bad ids or parameters, ContextError for a prompt that cannot fit, EngineError when
         the engine is closed or its thread died.
         """
@@ -116,10 +125,11 @@ class Engine:
             raise ContextError(self._no_room(len(ids)))
         sequence = Sequence(
             ids,
-            Sampler(params, ids, self._model.vocab_size, mask),
+            Sampler(params, ids, self._model.vocab_size, constraint),
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             stop_ids=params.stop_ids,
             namespace=namespace,
+            on_ready=on_ready,
         )
         sequence.submitted_at = time.perf_counter()
         with self._lock:
@@ -183,25 +193,34 @@ class Engine:
     def _sample(self, sequences: list[Sequence], logits: Float32Array) -> None:
         assert logits.shape == (len(sequences), self._model.vocab_size), "the model returned logits of another shape"
         for sequence, row in zip(sequences, logits, strict=True):
+            position = sequence.n_tokens - 1
             try:
-                choice = sequence.sampler.sample(row, sequence.generated, sequence.n_tokens - 1, self._space)
+                choice = sequence.sampler.sample(row, position, self._space)
+                forced = sequence.sampler.follow(choice.id, position)
             except EngineError as error:
                 self._end(sequence, "error", error)
                 continue
-            sequence.append(choice.id)
             sequence.last_token_at = time.perf_counter()
-            if len(sequence.generated) == 1:
+            if not sequence.generated:
                 sequence.first_token_at = sequence.last_token_at
+            certain = None if choice.logprob is None else 0.0  # the log-probability of what had to come
+            self._append(sequence, [choice, *(Choice(id, certain) for id in forced)])
+
+    def _append(self, sequence: Sequence, choices: list[Choice]) -> None:
+        """Add tokens to a sequence, up to the one that ends it, and send them."""
+        tokens = []
+        for choice in choices:
+            sequence.append(choice.id)
             finish: FinishReason | None = None
             if choice.id in sequence.stop_ids:
                 finish = "stop"
             elif len(sequence.generated) == sequence.max_tokens:
                 finish = "length"
-            token = Token(choice.id, choice.logprob, choice.top, finish)
-            if finish is None:
-                sequence.sink.put(token)
-            else:
-                self._end(sequence, finish, token, None)
+            tokens.append(Token(choice.id, choice.logprob, choice.top, finish))
+            if finish is not None:
+                self._end(sequence, finish, *tokens, None)
+                return
+        sequence.deliver(tokens)
 
     def _end(self, sequence: Sequence, finish: FinishReason, *last: Token | EngineError | None) -> None:
         """Free what the sequence holds and send its last items; whoever reads them finds `finish` already set."""
@@ -211,8 +230,7 @@ class Engine:
         with self._lock:
             self._n_unfinished -= 1
         sequence.finish = finish
-        for item in last:
-            sequence.sink.put(item)
+        sequence.deliver(last)
 
     def _end_all(self, cause: BaseException | None) -> None:
         with self._lock:

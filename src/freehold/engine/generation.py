@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import Empty
 
 from freehold.core import FinishReason, Token
 from freehold.engine.sequence import Sequence
@@ -47,6 +48,23 @@ class Generation:
                 return
         finally:
             self.cancel()
+
+    def poll(self) -> tuple[list[Token], bool]:
+        """The tokens that can be read without waiting, and whether the generation has ended. Raises like iterating."""
+        tokens: list[Token] = []
+        sink = self._sequence.sink
+        while True:
+            try:
+                item = sink.get_nowait()
+            except Empty:
+                return tokens, False
+            if isinstance(item, Token):
+                tokens.append(item)
+                continue
+            sink.put(item)
+            if item is not None and not tokens:
+                raise item
+            return tokens, item is None
 
     def __del__(self) -> None:
         self.cancel()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from freehold.core import Float32Array, Int32Array, LogitMask, SamplingParams
+from freehold.core import Constraint, Float32Array, Int32Array, SamplingParams
 from freehold.errors import EngineError, RequestError
 
 Float64Array = npt.NDArray[np.float64]
@@ -69,16 +69,16 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, prompt: Int32Array, vocab_size: int, mask: LogitMask | None = None
+        self, params: SamplingParams, prompt: Int32Array, vocab_size: int, constraint: Constraint | None = None
     ) -> None:
         self._params = params
-        self._mask = mask
+        self._constraint = constraint
         self._random = None if params.temperature == 0 else _generator(params.seed)
         self._bias_ids, self._bias_values = _checked_bias(params, vocab_size)
         self._penalties = _Penalties.create(params, prompt)
-        self._edits = bool(self._penalties or mask or len(self._bias_ids))
+        self._edits = bool(self._penalties or constraint or len(self._bias_ids))
 
-    def sample(self, logits: Float32Array, generated: list[int], position: int, space: Workspace) -> Choice:
+    def sample(self, logits: Float32Array, position: int, space: Workspace) -> Choice:
         """Choose the token that follows `position`, the place of the newest token, and count it for the penalties.
 
         logits: [vocab_size], not modified. Raises EngineError when the model or the mask leaves nothing to choose from.
@@ -101,20 +101,38 @@ class Sampler:
             if params.n_logprobs is not None:
                 log_total, top = _log_probabilities(space, peak, params.n_logprobs)
             if self._edits:
-                best, peak = self._edit(row, generated, position)
+                best, peak = self._edit(row, position)
             chosen = best if params.temperature == 0 else self._draw(space, peak)
-        if self._penalties is not None:
-            self._penalties.count(chosen)
+        self._count(chosen)
         return Choice(chosen, None if params.n_logprobs is None else float(logits[chosen]) - log_total, top)
 
-    def _edit(self, row: Float32Array, generated: list[int], position: int) -> tuple[int, float]:
+    def follow(self, id: int, position: int) -> list[int]:
+        """Tell the constraint that `id` was chosen; returns the ids that it says must follow, counted as generated.
+
+        Raises EngineError when the constraint fails.
+        """
+        if self._constraint is None:
+            return []
+        try:
+            forced = list(self._constraint.accept(id))
+        except Exception as error:
+            raise EngineError(f"the constraint failed at position {position}: {error!r}") from error
+        for token in forced:
+            self._count(token)
+        return forced
+
+    def _count(self, id: int) -> None:
+        if self._penalties is not None:
+            self._penalties.count(id)
+
+    def _edit(self, row: Float32Array, position: int) -> tuple[int, float]:
         """Apply penalties, bias and mask to row [vocab_size]; return the id and the value of its maximum."""
         if self._penalties is not None:
             self._penalties.apply(row)
         row[self._bias_ids] += self._bias_values
-        if self._mask is not None:
+        if self._constraint is not None:
             try:
-                self._mask(generated, row)
+                self._constraint.mask(row)
             except Exception as error:  # the caller's code: its failure ends the caller's generation only
                 raise EngineError(f"the logit mask failed at position {position}: {error!r}") from error
         best = int(row.argmax())

@@ -3,7 +3,8 @@
 Owns the waiting line, the running list and the block pool. Sees token ids and lengths only; never runs a model or a
 sampler. The rules, in order:
 
-1. Every decoding sequence advances by one token. When blocks run out, the latest admitted sequence is preempted: it
+1. Every decoding sequence advances by one token, or by those that a constraint forced, which count as prefill. When
+   blocks run out, the latest admitted sequence is preempted: it
    gives back its blocks, keeps its tokens, and computes their KV again once it leaves the head of the waiting line.
 2. Waiting sequences are admitted strictly in order, each with blocks for all its tokens, so prefill never runs out.
 3. What is left of the step's token budget is shared evenly among the prefilling sequences: a long prompt delays a
@@ -96,20 +97,20 @@ class Scheduler:
     def _plan_decode(self) -> list[tuple[Sequence, int]]:
         work = []
         for sequence in tuple(self.running):
-            if sequence.is_decoding and self._make_room(sequence):
+            # Without blocks it was preempted just now, for one before it.
+            if sequence.blocks and self._make_room(sequence) and sequence.is_decoding:
                 work.append((sequence, 1))
         return work
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Give a decoding sequence the block its next token needs; False if it was preempted for want of one."""
-        if len(sequence.blocks) == sequence.n_blocks_needed:
-            return True
-        while not self.pool.n_free:
-            latest = self.running[-1]
-            self._preempt(latest)
-            if latest is sequence:
-                return False
-        sequence.blocks.append(self.pool.allocate())
+        """Give a sequence the blocks its new tokens need; False if it was preempted for want of one."""
+        while len(sequence.blocks) < sequence.n_blocks_needed:
+            while not self.pool.n_free:
+                latest = self.running[-1]
+                self._preempt(latest)
+                if latest is sequence:
+                    return False
+            sequence.blocks.append(self.pool.allocate())
         return True
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -7,6 +7,7 @@ Written by the engine's thread only, with two exceptions: the submitting thread 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 
 from freehold.core import KV_BLOCK, FinishReason, Int32Array, Token
@@ -21,7 +22,14 @@ class Sequence:
     """One prompt and what was generated after it. KV exists for the first `n_computed` of its `n_tokens` tokens."""
 
     def __init__(
-        self, prompt: Int32Array, sampler: Sampler, *, max_tokens: int, stop_ids: frozenset[int], namespace: str
+        self,
+        prompt: Int32Array,
+        sampler: Sampler,
+        *,
+        max_tokens: int,
+        stop_ids: frozenset[int],
+        namespace: str,
+        on_ready: Callable[[], None] | None = None,
     ) -> None:
         self.n_prompt = len(prompt)
         self.max_tokens = max_tokens
@@ -36,6 +44,7 @@ class Sequence:
         self.cancelled = False
         self.finish: FinishReason | None = None
         self.sink: SimpleQueue[Token | EngineError | None] = SimpleQueue()  # None or an error comes last
+        self.on_ready = on_ready  # called once the sink has something new
         self.submitted_at = self.admitted_at = self.first_token_at = self.last_token_at = 0.0  # time.perf_counter
         self._tokens = array(_INT32, prompt.tobytes())
         self._keys = [root_key(namespace)]
@@ -63,6 +72,13 @@ class Sequence:
     def tokens(self, start: int, stop: int) -> array[int]:
         """Copy of the token ids at positions start .. stop - 1, int32."""
         return self._tokens[start:stop]
+
+    def deliver(self, items: Iterable[Token | EngineError | None]) -> None:
+        """Hand items to whoever reads the sink, and say so."""
+        for item in items:
+            self.sink.put(item)
+        if self.on_ready is not None:
+            self.on_ready()
 
     def append(self, token_id: int) -> None:
         """Record a generated token."""

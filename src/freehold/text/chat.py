@@ -1,18 +1,16 @@
-"""The one internal form of a conversation: Message and ToolCall go in, Event comes out.
+"""The one internal form of a conversation: Message and ToolCall.
 
-Owns their validation from hostile JSON (OpenAI's chat shape, which the other protocols translate to at their edge), the
-dictionary that Hugging Face chat templates expect, and the seam to tokens: a ChatFormat renders a conversation to ids
-and makes the AnswerParser of what the model answers. Knows no tokenizer, and no protocol beyond that shape.
+Owns their validation from hostile JSON (OpenAI's chat shape, which the other protocols translate to at their edge) and
+the dictionary that Hugging Face chat templates expect. Knows no tokenizer, and no protocol beyond that shape.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, Protocol, cast, get_args
+from typing import Any, Literal, NoReturn, cast, get_args
 
-from freehold.core import FinishReason
 from freehold.errors import RequestError
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -143,102 +141,6 @@ class Message:
         if self.name is not None:
             shaped["name"] = self.name
         return shaped
-
-
-@dataclass(frozen=True)
-class CallStart:
-    """The head of a tool call. `name` is as offered ("get_weather", "python", "browser.search"), without the namespace
-    that a format may put before it; the other fields are as the model wrote them, None where it wrote none.
-    """
-
-    name: str
-    channel: str | None = None
-    content_type: str | None = None
-    recipient: str | None = None
-
-
-@dataclass(frozen=True)
-class Event:
-    """A piece of an answer: text of it, of its reasoning, of a call's arguments, or the "finish" that ends it.
-
-    Each call's first event carries `call`; the later ones of the same `index` only more `text`. The fields from
-    `finish_reason` on are set on "finish", in tokens; `n_reasoning` of the `n_generated` were spent on reasoning.
-    """
-
-    kind: Literal["text", "reasoning", "tool_call", "finish"]
-    text: str = ""
-    call: CallStart | None = None
-    index: int = 0
-    finish_reason: FinishReason | None = None
-    n_prompt: int = 0
-    n_cached: int = 0
-    n_generated: int = 0
-    n_reasoning: int = 0
-
-
-class AnswerParser(Protocol):
-    """Ids of one answer to events, the same whether read one by one or at once. No id sequence makes it raise."""
-
-    def push(self, id: int) -> Sequence[Event]:
-        """The "text", "reasoning" and "tool_call" events that token `id` makes certain, perhaps none."""
-        ...
-
-    def finish(self) -> Sequence[Event]:
-        """The answer ended here, wherever that is: what was held back."""
-        ...
-
-    @property
-    def n_recoveries(self) -> int:
-        """Malformed spots that were repaired or dropped."""
-        ...
-
-    @property
-    def n_reasoning(self) -> int:
-        """Tokens of reasoning so far: those between a reasoning message's header and its end, control tokens out."""
-        ...
-
-
-class ChatFormat(Protocol):
-    """How one family of models writes conversations. `tools` are OpenAI tool objects; `options` are the format's own.
-
-    Rendering raises RequestError for an option the format lacks, and TemplateError where it cannot render.
-    """
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer whatever the model's files say."""
-        ...
-
-    @property
-    def sampling(self) -> Mapping[str, float]:
-        """SamplingParams by name, where its publisher recommends the same for every model that speaks it."""
-        ...
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> list[int]:
-        """The prompt's token ids."""
-        ...
-
-    def render_text(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> str:
-        """The prompt as text, control tokens by name."""
-        ...
-
-    def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None) -> AnswerParser:
-        """A parser for one answer to a prompt that ended with the generation prompt."""
-        ...
 
 
 def _fail(where: str, found: object, expected: str) -> NoReturn:

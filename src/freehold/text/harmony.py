@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from freehold.errors import RequestError, UnsupportedError
-from freehold.text.chat import AnswerParser, Message
+from freehold.text.answer import AnswerParser
+from freehold.text.chat import Message
 from freehold.text.harmony_builtins import BUILTIN_RECIPIENTS
 from freehold.text.harmony_parser import HarmonyParser
 from freehold.text.harmony_replay import Rendered, Replay

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from freehold.text.chat import CallStart
+from freehold.text.answer import CallStart
 from freehold.text.harmony_builtins import BUILTIN_RECIPIENTS
 
 CHANNELS = ("analysis", "commentary", "final")

@@ -26,8 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from freehold.text.answer import CallStart, Event
 from freehold.text.call_arguments import CallArguments
-from freehold.text.chat import CallStart, Event
 from freehold.text.harmony_header import (
     CHANNELS,
     NAMESPACE,

@@ -6,7 +6,7 @@ formats whose answers are read as they stand.
 
 from __future__ import annotations
 
-from freehold.text.chat import Event
+from freehold.text.answer import Event
 from freehold.text.tokenizer import IncrementalDecoder, Tokenizer
 
 

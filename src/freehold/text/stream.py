@@ -18,7 +18,7 @@ class StopStrings:
 
     The first to be completed wins, because a generation ends there; of several completed at once, the longest.
     Text is held back only while it may still become a stop string. Raises RequestError for empty, too many or too
-    long stop strings.
+    long stop strings. `found` is the one that was found.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -30,15 +30,17 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self._hit = False
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is now certain, without the stop string, and whether one was found; from then on ("", True)."""
         if self._hit:
             return "", True
         text = self._held + text
-        start = self._first_match(text)
-        self._hit = start is not None
-        keep = self._possible_start(text) if start is None else start
+        match = self._first_match(text)
+        self._hit = match is not None
+        keep = self._possible_start(text) if match is None else match[0]
+        self.found = None if match is None else match[1]
         self._held = "" if self._hit else text[keep:]
         return text[:keep], self._hit
 
@@ -47,10 +49,10 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> int | None:
-        """Where the stop string that ends first begins."""
-        ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        return min(ends)[1] if ends else None
+    def _first_match(self, text: str) -> tuple[int, str] | None:
+        """Where the stop string that ends first begins, and which it is."""
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        return min(ends)[1:] if ends else None
 
     def _possible_start(self, text: str) -> int:
         """The first index from which the rest of `text` is the beginning of a stop string, else its length."""

@@ -1,0 +1,157 @@
+"""The ASGI application: routes, and what happens around every handler.
+
+Owns the list of endpoints and the way of a request through guard, body, handler and response; errors become the
+protocol's own here, whoever raised them. Knows no protocol beyond the list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from freehold.server.body import parse, read_bytes
+from freehold.server.endpoint import Call, Endpoint, Json
+from freehold.server.errors import ApiError, as_api_error, dialect_of, error_body
+from freehold.server.service import Service
+from freehold.server.sse import EventStream, disconnected
+
+log = logging.getLogger("freehold.server")
+
+_HANDLED_APART = 64 * 1024  # bytes of a body from which on it is read on another thread
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """max_body: bytes of a request."""
+
+    max_body: int = 32 * 2**20
+
+
+def create_app(service: Service, endpoints: Iterable[Endpoint], options: AppOptions | None = None) -> Starlette:
+    """The application that serves `endpoints`; it closes the service's models when it ends."""
+    chosen = options or AppOptions()
+    routes = [
+        Route(endpoint.path, _Handling(service, endpoint, chosen), methods=[endpoint.method]) for endpoint in endpoints
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await service.pool.close()
+
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.add_exception_handler(404, _no_route)
+    app.add_exception_handler(405, _no_route)
+    return app
+
+
+class _Handling:
+    """One endpoint as an ASGI application: read, check, handle, send; the work ends when the client goes away."""
+
+    def __init__(self, service: Service, endpoint: Endpoint, options: AppOptions) -> None:
+        self._service = service
+        self._endpoint = endpoint
+        self._options = options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = Call(
+            service=self._service,
+            path=scope.get("path_params", {}),
+            query=Request(scope).query_params,
+            headers=Headers(scope=scope),
+            body=None,
+            namespace=scope.get("freehold.namespace", ""),
+            request_id=scope.get("freehold.request_id") or new_request_id(),
+        )
+        sent = False
+
+        async def sending(message: Message) -> None:
+            nonlocal sent
+            sent = sent or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            response = await self._handled(call, receive)
+            if response is not None:
+                await response(scope, receive, sending)
+        except Exception as error:
+            answer = self._failed(error, scope["path"], call.request_id)
+            if not sent:  # otherwise the protocol file has said it within its stream
+                await answer(scope, receive, send)
+        finally:
+            for ticket in call.tickets:
+                ticket.close()
+
+    async def _handled(self, call: Call, receive: Receive) -> Response | EventStream | None:
+        """The handler's response; None if the client left before there was one."""
+        kind = self._endpoint.body
+        if kind is not None:
+            raw = await read_bytes(receive, self._options.max_body)
+            apart = len(raw) > _HANDLED_APART
+            call.body = await asyncio.to_thread(parse, raw, kind) if apart else parse(raw, kind)
+        response = await _unless_gone(self._endpoint.handle(call), receive, watch=kind is not None)
+        if response is not None:
+            response.headers["x-request-id"] = call.request_id
+            if kind is not None and call.body.ignored:
+                response.headers["x-freehold-ignored"] = _header(call.body.ignored)
+            if call.warnings:
+                response.headers["x-freehold-warning"] = _header(call.warnings)
+        return response
+
+    def _failed(self, error: Exception, path: str, request_id: str) -> Response:
+        answer = as_api_error(error)
+        self._service.metrics.failed(self._endpoint.path, answer.status)
+        if answer.status >= 500:
+            log.error("request %s failed: %s", request_id, error, exc_info=error)
+        headers = {"x-request-id": request_id, **answer.headers}
+        return Json(error_body(answer, dialect_of(path), request_id), answer.status, headers)
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+async def _unless_gone(
+    handling: Awaitable[Response | EventStream], receive: Receive, *, watch: bool
+) -> Response | EventStream | None:
+    """What `handling` returns; it is cancelled, and None returned, when the client goes away before."""
+    work = asyncio.ensure_future(handling)
+    tasks = [work, asyncio.ensure_future(disconnected(receive))] if watch else [work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    path = request.url.path
+    if status == 405:
+        answer = ApiError(405, f"{path} does not take {request.method}; see /docs for what there is")
+    else:
+        answer = ApiError(404, f"there is nothing at {path}; see /docs for what there is")
+    headers = dict(getattr(error, "headers", None) or {})
+    return Json(error_body(answer, dialect_of(path), new_request_id()), status, headers)
+
+
+def _header(words: Sequence[str]) -> str:
+    """Words as a header's value: one line, printable, not too long."""
+    text = "; ".join(words)[:1000]
+    return "".join(char if " " <= char <= "~" else "?" for char in text)

@@ -1,0 +1,144 @@
+"""Request bodies: bytes to checked values.
+
+Owns the limits of size and nesting, the strict reading of JSON, and the words in which a wrong field is described. A
+protocol declares its fields as a Body; one that is not declared is kept aside, and the client is told that it was
+ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.types import Receive
+
+from freehold.server.errors import ApiError
+
+MAX_DEPTH = 64
+"""Levels of JSON in a request; tool schemas reach a dozen."""
+
+_SHOWN = 80  # characters of a wrong value in a message
+
+
+class Body(BaseModel):
+    """Base of the request bodies. Types are strict: "1" is no number."""
+
+    model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True, protected_namespaces=())
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were sent and mean nothing here, null ones left out."""
+        return sorted(name for name, value in (self.model_extra or {}).items() if value is not None)
+
+
+BodyType = TypeVar("BodyType", bound=Body)
+
+
+async def read_bytes(receive: Receive, max_bytes: int) -> bytes:
+    """The whole request body. Raises ApiError 413 as soon as it is too long."""
+    chunks, n_bytes = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ApiError(400, "the connection was closed before the request was complete")
+        chunks.append(message.get("body", b""))
+        n_bytes += len(chunks[-1])
+        if n_bytes > max_bytes:
+            raise ApiError(413, f"the request is larger than {max_bytes} bytes; send less, or raise --max-body")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def parse(raw: bytes, kind: type[BodyType]) -> BodyType:
+    """Check a JSON body against its declaration. Raises ApiError 400 naming the field, and what it may be."""
+    value = parse_json(raw)
+    if not isinstance(value, dict):
+        raise ApiError(400, f"the request body is {_described(value)}; expected a JSON object")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _wrong_field(error, value) from None
+
+
+def parse_json(raw: bytes) -> Any:
+    """JSON without NaN, Infinity, duplicate keys or more than MAX_DEPTH levels. Raises ApiError 400."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the request body is not UTF-8 (byte {error.start}); expected JSON in UTF-8") from None
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ApiError(400, f"the request body is not JSON: {error.msg} ({where})") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:  # a number with thousands of digits
+        raise ApiError(400, f"the request body cannot be read: {error}"[:200]) from None
+    _check_depth(value)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ApiError(400, f"the request body has the key {twice[:_SHOWN]!r} twice in one object; expected it once")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ApiError(400, f"the request body holds {name}, which is not JSON; expected a number")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = (
+            [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, (dict, list))
+            ]
+            if level and isinstance(level[0], (dict, list))
+            else []
+        )
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> ApiError:
+    return ApiError(400, f"the request body is nested more than {MAX_DEPTH} levels deep; expected fewer")
+
+
+def _wrong_field(error: ValidationError, body: Any) -> ApiError:
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    first = details[0]
+    where = ""
+    value, known = body, True
+    for part in first["loc"]:
+        if isinstance(part, int):
+            where += f"[{part}]"
+        elif known and isinstance(value, dict) and (part in value or first["type"] == "missing"):
+            where += f".{part}" if where else part
+        else:
+            continue  # the name of a union's member, not of a field
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            known = False
+    if first["type"] == "missing":
+        return ApiError(400, f"{where} is missing", param=where)
+    expected = first["msg"][:1].lower() + first["msg"][1:]
+    return ApiError(400, f"{where or 'the request body'} is {_described(value)}; {expected}", param=where or None)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        shown = json.dumps(value, ensure_ascii=False)
+        return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+    return "a list" if isinstance(value, list) else "an object"
