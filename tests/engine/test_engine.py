@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
@@ -189,26 +187,6 @@ def test_bad_logits_end_one_generation_and_not_the_others() -> None:
         again = engine.submit(bad, greedy(20))
         assert ids_of(again) == expected_ids(bad, 20)
         assert again.n_cached == 0, "the KV of a failed generation must not be reused"
-
-
-def test_the_mask_sees_what_was_generated_and_restricts_it() -> None:
-    seen: list[list[int]] = []
-
-    def only_even(generated: Sequence[int], logits: Float32Array) -> None:
-        seen.append(list(generated))
-        logits[1::2] = -np.inf
-
-    def broken(generated: Sequence[int], logits: Float32Array) -> None:
-        raise ValueError("no such rule")
-
-    with Engine(FakeModel(), EngineConfig(n_blocks=20)) as engine:
-        failing = engine.submit(prompt_of(1, 9), greedy(6), mask=broken)
-        ids = ids_of(engine.submit(prompt_of(1, 9), greedy(6), mask=only_even))
-        with pytest.raises(EngineError, match="no such rule"):
-            ids_of(failing)
-    assert len(ids) == 6
-    assert all(i % 2 == 0 for i in ids)
-    assert seen == [ids[:n] for n in range(6)]
 
 
 def test_logprobs_reach_the_tokens() -> None:

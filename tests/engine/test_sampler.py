@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from freehold.core import Float32Array, LogitMask, SamplingParams
+from freehold.core import Float32Array, SamplingParams
 from freehold.engine.sampler import LANES, Choice, Sampler, Workspace, _pick, _pick_lane, candidates, largest
 from freehold.errors import EngineError, RequestError
 
@@ -108,17 +108,28 @@ def test_equal_values_prefer_the_lower_id_also_for_zeros_of_both_signs() -> None
     assert list(probabilities_of(row, SamplingParams(temperature=1, top_k=2))) == [1, 2]
 
 
+class Rule:
+    """A constraint that forbids, and forces nothing."""
+
+    def __init__(self, mask: Callable[[Float32Array], None]) -> None:
+        self.mask = mask
+
+    def accept(self, id: int) -> Sequence[int]:
+        return ()
+
+
 def sample(
     logits: Float32Array,
     params: SamplingParams,
     *,
     prompt: Sequence[int] = (),
-    mask: LogitMask | None = None,
+    mask: Callable[[Float32Array], None] | None = None,
     position: int = 0,
 ) -> Choice:
     logits.flags.writeable = False  # the sampler must never edit the model's buffer
-    sampler = Sampler(params, np.array(prompt, np.int32), len(logits), mask)
-    return sampler.sample(logits, [], position, Workspace(len(logits)))
+    constraint = None if mask is None else Rule(mask)
+    sampler = Sampler(params, np.array(prompt, np.int32), len(logits), constraint)
+    return sampler.sample(logits, position, Workspace(len(logits)))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +150,7 @@ def test_draws_follow_the_exact_probabilities(params: SamplingParams) -> None:
     likely = np.array([0, 1, 5, LANES - 1, LANES, LANES + 5, 2 * LANES + 5, 2 * LANES + 299, 700, 701, 702, 703])
     logits[likely] = np.linspace(2.0, -1.5, len(likely))
     sampler, space = Sampler(params, NO_PROMPT, vocab_size), Workspace(vocab_size)
-    counts = Counter(sampler.sample(logits, [], 0, space).id for _ in range(n_draws))
+    counts = Counter(sampler.sample(logits, 0, space).id for _ in range(n_draws))
     exact = {i: p for i, p in reference_probabilities(logits, params).items() if p > 1e-9}
     assert set(counts) <= set(exact)
     chi_square = sum((counts[i] - n_draws * p) ** 2 / (n_draws * p) for i, p in exact.items())
@@ -152,7 +163,7 @@ def test_a_seed_fixes_the_draws_and_no_seed_does_not() -> None:
 
     def draws(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingParams(temperature=1, seed=seed), NO_PROMPT, 5000)
-        return [sampler.sample(logits, [], 0, Workspace(5000)).id for _ in range(8)]
+        return [sampler.sample(logits, 0, Workspace(5000)).id for _ in range(8)]
 
     assert draws(7) == draws(7)
     assert len({tuple(draws(seed)) for seed in (7, 8, -1, 2**70 + 9, None, None)}) == 6
@@ -188,7 +199,7 @@ def test_penalties_equal_the_reference(
             expected[i] = expected[i] / repetition if expected[i] > 0 else expected[i] * repetition
         for i, n in Counter(generated).items():
             expected[i] -= frequency * n + presence
-        chosen = sampler.sample(logits, generated, 0, space).id
+        chosen = sampler.sample(logits, 0, space).id
         assert expected[chosen] == pytest.approx(expected.max(), abs=1e-5)
         assert space.values[:40] == pytest.approx(expected, abs=1e-4)
         generated.append(chosen)
@@ -198,7 +209,7 @@ def test_penalty_history_grows_past_its_first_allocation() -> None:
     params = SamplingParams(presence_penalty=2)
     sampler, space = Sampler(params, NO_PROMPT, 1500), Workspace(1500)
     logits = np.zeros(1500, np.float32)
-    assert [sampler.sample(logits, [], 0, space).id for _ in range(1500)] == list(range(1500))
+    assert [sampler.sample(logits, 0, space).id for _ in range(1500)] == list(range(1500))
 
 
 def test_logprobs_are_those_of_the_raw_distribution() -> None:
@@ -207,7 +218,7 @@ def test_logprobs_are_those_of_the_raw_distribution() -> None:
     exact = logits - np.log(np.exp(logits.astype(np.float64)).sum())
     best = int(logits.argmax())
 
-    def forbid_best(generated: Sequence[int], row: Float32Array) -> None:
+    def forbid_best(row: Float32Array) -> None:
         row[best] = -np.inf
 
     params = SamplingParams(temperature=0.5, top_k=3, repetition_penalty=2, logit_bias={8: 9.0}, n_logprobs=5, seed=0)
@@ -228,15 +239,15 @@ def test_fewer_logprobs_than_asked_for_when_the_rest_is_impossible() -> None:
 
 
 def test_bias_and_mask_apply_in_this_order() -> None:
-    seen: list[tuple[list[int], list[float]]] = []
+    seen: list[list[float]] = []
 
-    def mask(generated: Sequence[int], row: Float32Array) -> None:
-        seen.append((list(generated), row.tolist()))
+    def mask(row: Float32Array) -> None:
+        seen.append(row.tolist())
         row[1] = -np.inf
 
     params = SamplingParams(logit_bias={1: 100, 2: -np.inf, 0: 0.5})
     assert sample(np.array([1, 2, 3, 1], np.float32), params, mask=mask).id == 0
-    assert seen == [([], [1.5, 102, -np.inf, 1])]
+    assert seen == [[1.5, 102, -np.inf, 1]]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +263,7 @@ def test_logits_that_are_not_finite_are_refused(row: list[float], found: str, pa
     ("value", "match"), [(-np.inf, "forbid every token at position 7"), (np.nan, "give a logit of nan")]
 )
 def test_a_mask_that_leaves_nothing_is_named(value: float, match: str) -> None:
-    def mask(generated: Sequence[int], row: Float32Array) -> None:
+    def mask(row: Float32Array) -> None:
         row[:] = value
 
     with pytest.raises(EngineError, match=match):
@@ -260,7 +271,7 @@ def test_a_mask_that_leaves_nothing_is_named(value: float, match: str) -> None:
 
 
 def test_a_mask_that_raises_is_named() -> None:
-    def mask(generated: Sequence[int], row: Float32Array) -> None:
+    def mask(row: Float32Array) -> None:
         raise KeyError("rule")
 
     with pytest.raises(EngineError, match="mask failed at position 3: KeyError") as caught:

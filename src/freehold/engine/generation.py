@@ -50,7 +50,10 @@ class Generation:
             self.cancel()
 
     def poll(self) -> tuple[list[Token], bool]:
-        """The tokens that can be read without waiting, and whether the generation has ended. Raises like iterating."""
+        """The tokens that can be read without waiting, and whether the generation has ended.
+
+        Raises like iterating; where tokens came before the error, they are returned first and `on_ready` is called again.
+        """
         tokens: list[Token] = []
         sink = self._sequence.sink
         while True:
@@ -62,9 +65,13 @@ class Generation:
                 tokens.append(item)
                 continue
             sink.put(item)
-            if item is not None and not tokens:
+            if item is None:
+                return tokens, True
+            if not tokens:
                 raise item
-            return tokens, item is None
+            if self._sequence.on_ready is not None:
+                self._sequence.on_ready()
+            return tokens, False
 
     def __del__(self) -> None:
         self.cancel()
