@@ -17,6 +17,7 @@ constexpr int PREFETCH_AHEAD = 2048;  // bytes
 alignas(16) constexpr uint8_t E2M1_CODES[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
 template <Format F> constexpr Scheme S = scheme(F);
+template <Format F> constexpr int64_t BLOCK_BYTES = record_bytes(S<F>) * BLOCK / S<F>.span;
 template <Format F> constexpr int GROUPS = BLOCK / S<F>.group;  // scale groups per 32 columns
 
 // ---- codes: vector v of a 32-column block holds columns 2v and 2v + 1 of 16 rows
@@ -53,8 +54,7 @@ template <Format F> struct Packed {
   const uint8_t *panel;
   // Weights stream from memory faster than the processor's own prefetchers run ahead: 13 to 18 GB/s on one Zen 3 core.
   INLINE void prefetch(int64_t b) const {
-    constexpr int64_t bytes = record_bytes(S<F>) * BLOCK / S<F>.span;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(panel + b * bytes + PREFETCH_AHEAD + i);
+    for (int64_t i = 0; i < BLOCK_BYTES<F>; i += 64) __builtin_prefetch(panel + b * BLOCK_BYTES<F> + PREFETCH_AHEAD + i);
   }
   // Code vectors V to V + 3 of a block.
   template <int V> INLINE void four_codes(int64_t b, i16x32 (&out)[4]) const {
@@ -81,7 +81,11 @@ template <Format F> struct Slab {
   uint8_t *code_rows;  // [SLAB_COLS / 2][64]
   float *scale_rows;   // [SLAB_COLS / group][16]
   float *min_rows;
-  INLINE void prefetch(int64_t) const {}
+  const uint8_t *next;  // what is decoded next, fetched while the first tokens take this; null once it has been
+  INLINE void prefetch(int64_t b) const {
+    if (next)
+      for (int64_t i = 0; i < BLOCK_BYTES<F>; i += 64) __builtin_prefetch(next + b * BLOCK_BYTES<F> + i);
+  }
   template <int V> INLINE void four_codes(int64_t b, i16x32 (&out)[4]) const {
     for (int i = 0; i < 4; i++) out[i] = load_words(code_rows + (b * PAIRS + V + i) * 64);
   }
@@ -205,7 +209,7 @@ INLINE void slab_tokens(const Slab<F> &slab, const float *floats, int64_t k0, in
 
 template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
   float *floats = (float *)scratch;
-  Slab<F> slab{scratch, (float *)(scratch + SLAB_COLS * PANEL * 2), (float *)(scratch + SLAB_COLS * PANEL * 3)};
+  Slab<F> slab{scratch, (float *)(scratch + SLAB_COLS * PANEL * 2), (float *)(scratch + SLAB_COLS * PANEL * 3), nullptr};
   static_assert(!S<F>.integer || S<F>.group >= 16, "scales of a slab must fit their part of the scratch");
   for (int64_t k0 = 0; k0 < x.n_cols; k0 += SLAB_COLS) {
     const int64_t cols = x.n_cols - k0 < SLAB_COLS ? x.n_cols - k0 : SLAB_COLS;
@@ -213,7 +217,8 @@ template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x,
       slab.decode(Packed<F>{panel}, k0 / BLOCK, cols / BLOCK);
     else
       for (int64_t k = 0; k < cols; k++) store(floats + k * PANEL, float_column<F>(panel, k0 + k));
-    for (int t = 0; t < n_tokens; t += LANES) slab_tokens<F>(slab, floats, k0, cols, x, t, sums);
+    slab.next = panel + (k0 + cols) / BLOCK * BLOCK_BYTES<F>;
+    for (int t = 0; t < n_tokens; t += LANES, slab.next = nullptr) slab_tokens<F>(slab, floats, k0, cols, x, t, sums);
   }
 }
 
