@@ -19,10 +19,12 @@ from freehold.errors import RequestError
 from freehold.runtime import LocalModel
 from freehold.text.answer import AnswerParser
 from freehold.text.chat import Message
+from freehold.text.grammar_source import rule_body
+from freehold.text.harmony_grammar import turn_grammar
 from freehold.text.harmony_parser import HarmonyParser
 from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.plain_parser import PlainParser
-from freehold.text.request import ChatFormat
+from freehold.text.request import ChatFormat, ChatRequest
 from freehold.text.tokenizer import Tokenizer
 
 BOS, SYSTEM, USER, ASSISTANT, EOS, SPLIT = range(256, 262)
@@ -102,11 +104,16 @@ class RoleTemplate:
     def parser(self, *, tools: Any = None) -> AnswerParser:
         return PlainParser(cast(Tokenizer, ByteTokenizer()))
 
+    def grammar(self, request: ChatRequest) -> str | None:
+        if self.stop_ids == HARMONY.stop_ids:
+            return turn_grammar(request, HARMONY)
+        return None if request.answer is None else f"start: {rule_body(request.answer)}"
+
 
 class HarmonyRoles(RoleTemplate):
     """The same prompts, answered in harmony."""
 
-    stop_ids = frozenset((RETURN, CALL))
+    stop_ids = HARMONY.stop_ids
     option_names = ("reasoning_effort",)
 
     def parser(self, *, tools: Any = None) -> AnswerParser:
@@ -152,7 +159,7 @@ class ScriptedModel:
                     used = blocks[: position // KV_BLOCK + 1]
                     out.append(self._logits(kv.tokens[used].reshape(-1)[: position + 1].tolist()))
         self.inside -= 1
-        return np.array(out, np.float32)
+        return np.array(out, np.float32).reshape(-1, VOCAB)
 
     def _logits(self, history: list[int]) -> Float32Array:
         row = np.zeros(VOCAB, np.float32)

@@ -17,11 +17,12 @@ import typer
 
 from freehold import __version__
 from freehold.errors import RequestError
+from freehold.terminal import serve_options
 from freehold.terminal.console import Progress, human_bytes, note, open_missing_streams
 from freehold.terminal.guard import GuardedCommand
 
 if TYPE_CHECKING:
-    from freehold.runtime import SamplingOptions
+    from freehold.prepared import SamplingOptions
 
 Precision = Literal["reference", "exact", "fast"]
 Rounding = Literal["int8", "native"]
@@ -167,6 +168,70 @@ def run(
             from freehold.terminal.chat import open_chat  # nothing but a chat needs the line editor
 
             open_chat(loaded, options)
+
+
+@app.command(cls=GuardedCommand)
+def serve(
+    models: serve_options.Models = None,
+    host: serve_options.Host = "127.0.0.1",
+    port: serve_options.Port = serve_options.DEFAULT_PORT,
+    api_key: serve_options.ApiKey = None,
+    api_key_file: serve_options.ApiKeyFile = None,
+    insecure_no_key: serve_options.NoKey = False,
+    cors_origin: serve_options.CorsOrigin = None,
+    only: serve_options.Only = False,
+    any_name: serve_options.AnyName = False,
+    preload: serve_options.Preload = False,
+    max_models: serve_options.MaxModels = None,
+    keep_alive: serve_options.KeepAlive = 300,
+    max_running: serve_options.MaxRunning = 64,
+    max_queue: serve_options.MaxQueue = 256,
+    timeout: serve_options.Timeout = 3600,
+    max_body: serve_options.MaxBody = "32M",
+    grace: serve_options.Grace = 30,
+    no_enforce: serve_options.NoEnforce = False,
+    strip_volatile: serve_options.StripVolatile = True,
+    log_requests: serve_options.LogRequests = False,
+    context: ContextOption = None,
+    threads: ThreadsOption = None,
+    precision: PrecisionOption = "exact",
+    weights: WeightsOption = "int8",
+) -> None:
+    """Serve models to the tools that speak the APIs of OpenAI, Anthropic or Ollama.
+
+    A model is loaded when a request first names it, and unloaded when it has been idle or another needs its memory.
+    What is named here is fetched before the start if need be; a request never fetches anything. Whatever else the store
+    holds is served too, unless --only is given.
+    """
+    _spare_cores(precision)
+    from freehold.terminal.library import LoadOptions
+    from freehold.terminal.serve import ServeOptions
+    from freehold.terminal.serve import serve as run_server
+
+    options = ServeOptions(
+        models=tuple(models or ()),
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        api_key_file=api_key_file,
+        insecure_no_key=insecure_no_key,
+        cors_origins=tuple(cors_origin or ()),
+        only=only,
+        any_name=any_name,
+        preload=preload,
+        max_models=max_models,
+        keep_alive=keep_alive,
+        max_running=max_running,
+        max_queue=max_queue,
+        timeout=timeout,
+        max_body=max_body,
+        grace=grace,
+        enforce=not no_enforce,
+        strip_volatile=strip_volatile,
+        log_requests=log_requests,
+    )
+    status = run_server(options, LoadOptions(precision, weights, context, threads))
+    raise typer.Exit(status)
 
 
 @app.command(cls=GuardedCommand)

@@ -24,7 +24,12 @@ class RequestError(FreeholdError):
 
 
 class ContextError(RequestError):
-    """The prompt does not fit the model's context."""
+    """The prompt does not fit the model's context: `n_prompt` tokens, where prompt and answer may have `context`."""
+
+    def __init__(self, message: str, *, n_prompt: int, context: int) -> None:
+        super().__init__(message)
+        self.n_prompt = n_prompt
+        self.context = context
 
 
 class NotFoundError(FreeholdError):

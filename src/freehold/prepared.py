@@ -192,7 +192,9 @@ class RequestDesk:
         if room < 1:
             raise ContextError(
                 f"the prompt is {len(prompt)} tokens; the context is {self._max_context}, the answer included. "
-                f"Shorten it, or load the model with a larger context"
+                f"Shorten it, or load the model with a larger context",
+                n_prompt=len(prompt),
+                context=self._max_context,
             )
         StopStrings(stop)  # refuses what cannot be looked for
         params = self._params(sampling, max_tokens)

@@ -150,6 +150,7 @@ class LocalModel:
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: ToolChoice = "auto",
         answer: Grammar | None = None,
+        enforce: bool = True,
         reasoning_effort: str | None = None,
         template_options: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -167,6 +168,7 @@ class LocalModel:
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: ToolChoice = "auto",
         answer: Grammar | None = None,
+        enforce: bool = True,
         reasoning_effort: str | None = None,
         template_options: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -183,6 +185,7 @@ class LocalModel:
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: ToolChoice = "auto",
         answer: Grammar | None = None,
+        enforce: bool = True,
         reasoning_effort: str | None = None,
         template_options: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -193,7 +196,8 @@ class LocalModel:
         are not part of it, and are looked for in visible text only; `max_tokens` None means as many as the context
         holds. Message text never becomes control tokens. `tools` are OpenAI tool objects; the reply
         holds the calls, which keep to the tools offered and their schemas. `tool_choice` is "auto", "none", "required"
-        or a NamedTool; `answer` binds the visible answer to a Grammar.
+        or a NamedTool; `answer` binds the visible answer to a Grammar. Without `enforce`, the
+        form of calls is left to the model.
         `reasoning_effort` ("low", "medium" or "high") and `template_options` are for formats that know them. Raises
         RequestError, also for an option the model's format does not have, ContextError when it does not fit,
         TemplateError, UnsupportedError for a model without a template.
@@ -203,6 +207,7 @@ class LocalModel:
             tools=tuple(tools),
             tool_choice=tool_choice,
             answer=answer,
+            enforce=enforce,
             reasoning_effort=reasoning_effort,
             template_options=template_options or {},
             stop=_strings(stop),
@@ -293,7 +298,10 @@ class LocalModel:
         """
         checked = np.asarray(checked_ids(ids, self.vocab_size), np.int32)
         if len(checked) > self._model.max_context:
-            raise ContextError(f"{len(checked)} ids; the model takes at most {self._model.max_context}")
+            most = self._model.max_context
+            raise ContextError(
+                f"{len(checked)} ids; the model takes at most {most}", n_prompt=len(checked), context=most
+            )
         kv_bytes = len(checked) * self.plan.token_bytes
         if kv_bytes > self.plan.spare_bytes:
             raise ResourceError(

@@ -9,6 +9,7 @@ Imports only the errors; nothing here looks at the machine, creates a directory 
     FREEHOLD_MEMORY    memory budget, e.g. 8G or 1.5GiB    (default: what the machine can spare)
     FREEHOLD_MODEL     the model to use when none is named (default: the catalogue's)
     FREEHOLD_PACKED    on | off: keep packed weights       (default: on)
+    FREEHOLD_API_KEYS  keys of `serve`, between commas     (default: none)
     FREEHOLD_DEBUG     any value: tracebacks with errors   (default: one line per error)
 """
 
@@ -18,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from freehold.errors import RequestError
@@ -28,7 +29,9 @@ MAX_THREADS = 1024
 MIN_MEMORY = 16 << 20
 """Below this a budget is a forgotten suffix ("8" for "8G"), not a wish."""
 
-_NAMES = frozenset(f"FREEHOLD_{name}" for name in ("HOME", "ISA", "THREADS", "MEMORY", "MODEL", "PACKED", "DEBUG"))
+_NAMES = frozenset(
+    f"FREEHOLD_{name}" for name in ("HOME", "ISA", "THREADS", "MEMORY", "MODEL", "PACKED", "API_KEYS", "DEBUG")
+)
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -47,6 +50,7 @@ class Settings:
     memory: int | None = None
     model: str | None = None
     packed: bool = True
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     unknown: tuple[str, ...] = ()
 
 
@@ -65,6 +69,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         memory=_memory(values.get("FREEHOLD_MEMORY")),
         model=values.get("FREEHOLD_MODEL"),
         packed=_switch("FREEHOLD_PACKED", values, default=True),
+        api_keys=tuple(key.strip() for key in values.get("FREEHOLD_API_KEYS", "").split(",") if key.strip()),
         unknown=tuple(sorted(values.keys() - _NAMES)),
     )
 

@@ -21,8 +21,8 @@ SOURCE_DIRS = ("src", "csrc", "tests", "bench", "docs", "examples")
 LAYERS: dict[str, str] = {
     # Top first. A module may import what its row names and nothing else; a row may only name rows below it.
     "__main__": "cli",
-    "cli": "terminal freehold benchmark runtime hub kernels errors",
-    "terminal": "freehold server loading benchmark runtime reply budget hub hardware text models weights kernels settings "
+    "cli": "terminal freehold benchmark runtime prepared hub kernels errors",
+    "terminal": "freehold server loading benchmark runtime prepared reply budget hub hardware text models weights kernels settings "
     "errors",
     "freehold": "loading runtime reply text errors",  # __init__.py: the public names, imported on first use
     "server": "loading runtime prepared reply budget hub hardware engine text settings core errors",

@@ -88,7 +88,7 @@ def test_empty_unknown_keys_are_harmless() -> None:
         ({"role": "user", "content": "hi", "reasoning": "x"}, "only assistant"),
         ({"role": "user", "content": "hi", "name": 3}, "message.name"),
         ({"role": "assistant", "content": "", "tool_calls": {}}, "message.tool_calls is a dict"),
-        ({"role": "assistant", "content": "", "tool_calls": [{"type": "custom"}]}, r"tool_calls\[0\].type"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"type": "mystery"}]}, r"tool_calls\[0\].type"),
         ({"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": "{}"}}]}, "function.name"),
         ({"role": "assistant", "content": "", "reasoning": "a", "thinking": "b"}, "different texts"),
     ],

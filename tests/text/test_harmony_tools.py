@@ -8,7 +8,8 @@ import pytest
 
 from freehold.errors import RequestError
 from freehold.text.harmony_builtins import BUILTIN_RECIPIENTS
-from freehold.text.harmony_tools import MAX_CHARS, MAX_DEPTH, Namespace, read_functions, tools_section, type_of
+from freehold.text.harmony_tools import Namespace, tools_section, type_of
+from freehold.text.tools import MAX_CHARS, MAX_DEPTH, read_functions
 
 
 def tool(parameters: Any = None, name: Any = "f", **more: Any) -> dict[str, Any]:

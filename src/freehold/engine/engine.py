@@ -122,7 +122,7 @@ class Engine:
         ids = _checked_prompt(prompt, self._model.vocab_size)
         room = self._capacity - len(ids)
         if room < 1:
-            raise ContextError(self._no_room(len(ids)))
+            raise ContextError(self._no_room(len(ids)), n_prompt=len(ids), context=self._capacity)
         sequence = Sequence(
             ids,
             Sampler(params, ids, self._model.vocab_size, constraint),

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 from freehold.server.body import parse, read_bytes
 from freehold.server.endpoint import Call, Endpoint, Json
 from freehold.server.errors import ApiError, as_api_error, dialect_of, error_body
+from freehold.server.guard import Guard, GuardRules, new_request_id
 from freehold.server.service import Service
 from freehold.server.sse import EventStream, disconnected
 
@@ -31,28 +32,39 @@ log = logging.getLogger("freehold.server")
 _HANDLED_APART = 64 * 1024  # bytes of a body from which on it is read on another thread
 
 
+_LOGGED = 100_000  # characters of a body in the log
+
+
 @dataclass(frozen=True)
 class AppOptions:
-    """max_body: bytes of a request."""
+    """max_body: bytes of a request. body_seconds: how long it may take to arrive. log_bodies: write requests to the
+    log, with all that people said in them.
+    """
 
     max_body: int = 32 * 2**20
+    body_seconds: float = 60.0
+    log_bodies: bool = False
+    guard: GuardRules = field(default_factory=GuardRules)
 
 
 def create_app(service: Service, endpoints: Iterable[Endpoint], options: AppOptions | None = None) -> Starlette:
     """The application that serves `endpoints`; it closes the service's models when it ends."""
-    chosen = options or AppOptions()
+    chosen, served = options or AppOptions(), tuple(endpoints)
     routes = [
-        Route(endpoint.path, _Handling(service, endpoint, chosen), methods=[endpoint.method]) for endpoint in endpoints
+        Route(endpoint.path, _Handling(service, endpoint, chosen), methods=[endpoint.method]) for endpoint in served
     ]
+    public = chosen.guard.public | {endpoint.path for endpoint in served if endpoint.public}
+    guard = Middleware(Guard, replace(chosen.guard, public=public), service.metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
             yield
         finally:
+            service.end()
             await service.pool.close()
 
-    app = Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_route)
     return app
@@ -67,6 +79,7 @@ class _Handling:
         self._options = options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["freehold.endpoint"] = self._endpoint.path
         call = Call(
             service=self._service,
             path=scope.get("path_params", {}),
@@ -99,10 +112,11 @@ class _Handling:
         """The handler's response; None if the client left before there was one."""
         kind = self._endpoint.body
         if kind is not None:
-            raw = await read_bytes(receive, self._options.max_body)
+            raw = await self._read(receive, call.request_id)
             apart = len(raw) > _HANDLED_APART
             call.body = await asyncio.to_thread(parse, raw, kind) if apart else parse(raw, kind)
-        response = await _unless_gone(self._endpoint.handle(call), receive, watch=kind is not None)
+        seconds = self._service.limits.timeout
+        response = await _unless_gone(self._endpoint.handle(call), receive, watch=kind is not None, seconds=seconds)
         if response is not None:
             response.headers["x-request-id"] = call.request_id
             if kind is not None and call.body.ignored:
@@ -110,6 +124,21 @@ class _Handling:
             if call.warnings:
                 response.headers["x-freehold-warning"] = _header(call.warnings)
         return response
+
+    async def _read(self, receive: Receive, request_id: str) -> bytes:
+        seconds = self._options.body_seconds
+        reading = asyncio.ensure_future(read_bytes(receive, self._options.max_body))
+        try:
+            await asyncio.wait([reading], timeout=seconds)
+            if not reading.done():
+                message = f"the request's body took longer than {seconds:g} seconds to arrive; send it faster, or less"
+                raise ApiError(408, message, headers={"connection": "close"})
+            raw = reading.result()
+        finally:
+            reading.cancel()
+        if self._options.log_bodies:
+            log.info("request %s asks: %s", request_id, ascii(raw[:_LOGGED].decode("utf-8", "replace")))
+        return raw
 
     def _failed(self, error: Exception, path: str, request_id: str) -> Response:
         answer = as_api_error(error)
@@ -120,19 +149,19 @@ class _Handling:
         return Json(error_body(answer, dialect_of(path), request_id), answer.status, headers)
 
 
-def new_request_id() -> str:
-    """An id that no other request has."""
-    return f"req_{secrets.token_hex(12)}"
-
-
 async def _unless_gone(
-    handling: Awaitable[Response | EventStream], receive: Receive, *, watch: bool
+    handling: Awaitable[Response | EventStream], receive: Receive, *, watch: bool, seconds: float | None
 ) -> Response | EventStream | None:
-    """What `handling` returns; it is cancelled, and None returned, when the client goes away before."""
+    """What `handling` returns; it is cancelled, and None returned, when the client goes away before.
+
+    Raises ApiError 504 after `seconds`.
+    """
     work = asyncio.ensure_future(handling)
     tasks = [work, asyncio.ensure_future(disconnected(receive))] if watch else [work]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise ApiError(504, f"the request took longer than {seconds:g} seconds", code="timeout")
         return work.result() if work.done() else None
     finally:
         for task in tasks:

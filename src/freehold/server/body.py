@@ -96,18 +96,10 @@ def _no_constant(name: str) -> NoReturn:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = (
-            [
-                inner
-                for outer in level
-                for inner in (outer.values() if isinstance(outer, dict) else outer)
-                if isinstance(inner, (dict, list))
-            ]
-            if level and isinstance(level[0], (dict, list))
-            else []
-        )
-        if not level:
+        containers = [outer for outer in level if isinstance(outer, (dict, list))]
+        if not containers:
             return
+        level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
     raise _too_deep()
 
 
@@ -118,20 +110,19 @@ def _too_deep() -> ApiError:
 def _wrong_field(error: ValidationError, body: Any) -> ApiError:
     details = error.errors(include_url=False, include_context=False, include_input=False)
     first = details[0]
-    where = ""
-    value, known = body, True
-    for part in first["loc"]:
-        if isinstance(part, int):
+    *above, last = first["loc"] or ("",)
+    missing = first["type"] == "missing"
+    where, value = "", body
+    for part in [*above, *([] if missing else [last])]:
+        # What is no key of an object is the name of a union's member, not of a field.
+        if isinstance(part, int) and isinstance(value, list) and part < len(value):
             where += f"[{part}]"
-        elif known and isinstance(value, dict) and (part in value or first["type"] == "missing"):
-            where += f".{part}" if where else part
-        else:
-            continue  # the name of a union's member, not of a field
-        try:
             value = value[part]
-        except (KeyError, IndexError, TypeError):
-            known = False
-    if first["type"] == "missing":
+        elif isinstance(value, dict) and part in value:
+            where += f".{part}" if where else str(part)
+            value = value[part]
+    if missing:
+        where = f"{where}.{last}" if where else str(last)
         return ApiError(400, f"{where} is missing", param=where)
     expected = first["msg"][:1].lower() + first["msg"][1:]
     return ApiError(400, f"{where or 'the request body'} is {_described(value)}; {expected}", param=where or None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,8 @@ from freehold.prepared import Prepared, RawRequest
 from freehold.reply import Stream
 from freehold.server.errors import ApiError
 from freehold.server.metrics import Metrics
-from freehold.server.pool import Lease, ModelPool
+from freehold.server.pool import Lease, ModelPool, shutting_down
+from freehold.server.queue import Place
 from freehold.server.turns import Turns
 from freehold.text.answer import Event
 from freehold.text.request import ChatRequest
@@ -30,9 +31,12 @@ MAX_ANSWERS = 16
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """timeout: seconds a request may take in all, its wait in the queue included; None is no limit."""
+    """timeout: seconds a request may take in all, its wait in the queue included; None is no limit. enforce: whether
+    calls of tools are bound to their declarations, as ChatRequest.enforce.
+    """
 
     timeout: float | None = 3600.0
+    enforce: bool = True
 
 
 class Service:
@@ -43,48 +47,95 @@ class Service:
         self.metrics = metrics
         self.limits = limits or ServiceLimits()
         self.turns = Turns()
+        self.tickets: set[Ticket] = set()  # accepted and not closed
+        self.draining = False  # no new requests
+        self._ended = False
+        metrics.watch(pool)
 
     async def accept(self, model: str, request: ChatRequest | RawRequest) -> Ticket:
         """Find or load the model, render the request, take a place in the queue.
 
         Raises ApiError (no such model, no place in the queue) and what LocalModel.prepare raises.
         """
+        if self.draining:
+            raise shutting_down()
+        started_at = time.perf_counter()
         lease = await self.pool.lease(model)
         try:
+            lease.queue.check()  # before the work of rendering
             if isinstance(request, ChatRequest):
-                request = dataclasses.replace(
-                    request, messages=self.turns.recall(lease.name, request.namespace, request.messages)
-                )
+                messages = self.turns.recall(lease.name, request.namespace, request.messages)
+                enforce = request.enforce and self.limits.enforce
+                request = dataclasses.replace(request, messages=messages, enforce=enforce)
                 prepared = await asyncio.to_thread(lease.model.prepare, request)
             else:
                 prepared = await asyncio.to_thread(lease.model.prepare_raw, request)
-            lease.queue.check()
-            return Ticket(self, lease, request, prepared)
+            if self._ended:
+                raise shutting_down()
+            return Ticket(self, lease, lease.queue.join(request.namespace), request, prepared, started_at)
         except BaseException:
             lease.release()
             raise
+
+    def drain(self) -> None:
+        """Refuse new requests; those that were accepted go on."""
+        self.draining = True
+
+    def end(self) -> None:
+        """End the requests that are left; their clients are told."""
+        self.draining = self._ended = True
+        self.pool.end_loads()
+        for ticket in [*self.tickets]:
+            ticket.fail(shutting_down())
 
 
 class Ticket:
     """A request that was accepted. Read `events` once, or `close`; both free what it holds."""
 
-    def __init__(self, service: Service, lease: Lease, request: ChatRequest | RawRequest, prepared: Prepared) -> None:
+    def __init__(
+        self,
+        service: Service,
+        lease: Lease,
+        place: Place,
+        request: ChatRequest | RawRequest,
+        prepared: Prepared,
+        started_at: float,
+    ) -> None:
         self.model = lease.name
         self.created = int(time.time())
         self.request = request
         self.n_prompt = prepared.n_prompt
         self._service = service
         self._lease = lease
+        self._place = place
         self._prepared = prepared
         self._streams: list[Stream] = []
-        self._expired = False
-        self._started_at = time.perf_counter()
+        self._failure: ApiError | None = None
+        self._wake = asyncio.Event()
+        self._started_at = started_at
+        self._timer: asyncio.TimerHandle | None = None
+        seconds = service.limits.timeout
+        if seconds is not None:
+            left = seconds - (time.perf_counter() - started_at)
+            late = ApiError(504, f"the request took longer than {seconds:g} seconds", code="timeout")
+            self._timer = asyncio.get_running_loop().call_later(left, self.fail, late)
+        service.tickets.add(self)
 
     def close(self) -> None:
-        """End the answers that run, within one step, and give the model back. A second time does nothing."""
+        """End the answers that run, within one step, and give place and model back. A second time does nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
         for stream in self._streams:
             stream.close()
+        self._place.leave(self._failure)
         self._lease.release()
+        self._service.tickets.discard(self)
+
+    def fail(self, error: ApiError) -> None:
+        """Close it because of `error`, which whoever reads the events gets."""
+        self._failure = self._failure or error
+        self._wake.set()
+        self.close()
 
     def call_id(self, answer: int, index: int) -> str:
         """The id of call `index` of an answer."""
@@ -93,49 +144,53 @@ class Ticket:
     async def events(self, n: int = 1) -> AsyncGenerator[tuple[int, Event], None]:
         """(number of the answer, event) of `n` answers at once, as they come; each ends with its "finish".
 
-        Raises ApiError 504 when the time limit of a request is over, 429 when the queue is full, EngineError.
+        Raises ApiError 504 when the time limit of a request is over, 503 when the server ends, EngineError.
         """
-        loop = asyncio.get_running_loop()
-        wake = asyncio.Event()
-        timer = None
-        if self._service.limits.timeout is not None:
-            timer = loop.call_later(self._service.limits.timeout, self._expire, wake)
         try:
-            async with self._lease.queue.turn(self.request.namespace):
-                # Tokens come from the engine's thread; one wake-up serves all answers of the request.
-                on_ready = partial(_wake, loop, wake.set)
-                for index in range(n):
-                    self._streams.append(self._prepared.start(index=index, on_ready=on_ready))
-                async for item in self._merged(wake):
-                    yield item
+            await self._place.turn()
+            self._check()
+            # Tokens come from the engine's thread; one wake-up serves all answers of the request.
+            on_ready = partial(_wake, asyncio.get_running_loop(), self._wake.set)
+            for index in range(n):
+                self._streams.append(self._prepared.start(index=index, on_ready=on_ready))
+            async for item in self._merged():
+                yield item
         finally:
-            if timer is not None:
-                timer.cancel()
             self.close()
 
-    async def _merged(self, wake: asyncio.Event) -> AsyncGenerator[tuple[int, Event], None]:
+    async def _merged(self) -> AsyncGenerator[tuple[int, Event], None]:
         running = dict(enumerate(self._streams))
+        waiting_for_first = True
         while running:
-            await wake.wait()
-            wake.clear()
-            if self._expired:
-                raise ApiError(504, f"the request took longer than {self._service.limits.timeout:g} seconds")
+            await self._wake.wait()
+            self._wake.clear()
+            self._check()
             for number, stream in tuple(running.items()):
-                for event in stream.poll():
+                for event in _news(stream):
+                    if waiting_for_first:
+                        waiting_for_first = False
+                        self._service.metrics.first_token(self.model, time.perf_counter() - self._started_at)
                     if event.kind == "finish":
                         del running[number]
                         self._account(stream, event)
                     yield number, event
+                    self._check()  # the reader may have taken its time
 
-    def _expire(self, wake: asyncio.Event) -> None:
-        self._expired = True
-        wake.set()
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _account(self, stream: Stream, finish: Event) -> None:
         reply = stream.reply()
-        self._service.metrics.answered(self.model, reply, time.perf_counter() - self._started_at)
+        self._service.metrics.answered(self.model, reply)
         if isinstance(self.request, ChatRequest) and finish.finish_reason in ("stop", "tool_calls"):
             self._service.turns.keep(self.model, self.request.namespace, self.request.messages, reply)
+
+
+def _news(stream: Stream) -> Iterator[Event]:
+    """What can be read by now. Asked twice, because an error that comes right behind tokens is kept back with them."""
+    yield from stream.poll()
+    yield from stream.poll()
 
 
 async def whole(ticket: Ticket, n: int = 1) -> list[list[Event]]:

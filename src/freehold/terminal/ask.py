@@ -16,7 +16,8 @@ from freehold.text.chat import Message
 
 if TYPE_CHECKING:
     from freehold.reply import Reply
-    from freehold.runtime import LocalModel, SamplingOptions
+    from freehold.prepared import SamplingOptions
+    from freehold.runtime import LocalModel
 
 EFFORTS = ("low", "medium", "high")
 

@@ -22,19 +22,28 @@ _MESSAGE_KEYS = ("role", "content", *_REASONING_KEYS, "tool_calls", "tool_call_i
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call the assistant made. `arguments` is JSON text as the model wrote it, so that nothing of it can be lost."""
+    """A call the assistant made. `arguments` is JSON text as the model wrote it, so that nothing of it can be lost.
+
+    is_custom: the tool takes plain text, and `arguments` is that.
+    """
 
     name: str
     arguments: str
     id: str | None = None
+    is_custom: bool = False
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "tool call") -> ToolCall:
-        """Read {"id", "type": "function", "function": {"name", "arguments"}}; arguments are JSON text or an object."""
+        """Read {"id", "type": "function", "function": {"name", "arguments"}}; arguments are JSON text or an object. Or
+        {"id", "type": "custom", "custom": {"name", "input"}}.
+        """
         call = _mapping(data, where)
-        _refuse_unknown(call, ("id", "type", "function", "index"), where)
-        if call.get("type", "function") != "function":
-            _fail(f"{where}.type", call["type"], "'function'")
+        kind = call.get("type", "function")
+        if kind not in ("function", "custom"):
+            _fail(f"{where}.type", kind, "'function' or 'custom'")
+        _refuse_unknown(call, ("id", "type", kind, "index"), where)
+        if kind == "custom":
+            return cls._from_custom(call, where)
         function = _mapping(call.get("function"), f"{where}.function")
         _refuse_unknown(function, ("name", "arguments"), f"{where}.function")
         name = _string(function, "name", f"{where}.function")
@@ -47,8 +56,20 @@ class ToolCall:
             _fail(f"{where}.function.arguments", arguments, "JSON text or an object")
         return cls(name, arguments, _optional_string(call, "id", where))
 
+    @classmethod
+    def _from_custom(cls, call: Mapping[str, Any], where: str) -> ToolCall:
+        custom = _mapping(call.get("custom"), f"{where}.custom")
+        _refuse_unknown(custom, ("name", "input"), f"{where}.custom")
+        name = _string(custom, "name", f"{where}.custom")
+        if not name:
+            _fail(f"{where}.custom.name", name, "the name of a tool")
+        return cls(name, _string(custom, "input", f"{where}.custom"), _optional_string(call, "id", where), True)
+
     def to_dict(self) -> dict[str, Any]:
         """The OpenAI shape, arguments as JSON text."""
+        if self.is_custom:
+            identity = {} if self.id is None else {"id": self.id}
+            return {**identity, "type": "custom", "custom": {"name": self.name, "input": self.arguments}}
         return self._shaped(self.arguments)
 
     def to_template(self) -> dict[str, Any]:

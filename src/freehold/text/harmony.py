@@ -17,13 +17,16 @@ from freehold.errors import RequestError, UnsupportedError
 from freehold.text.answer import AnswerParser
 from freehold.text.chat import Message
 from freehold.text.harmony_builtins import BUILTIN_RECIPIENTS
+from freehold.text.harmony_grammar import turn_grammar
 from freehold.text.harmony_parser import HarmonyParser
 from freehold.text.harmony_replay import Rendered, Replay
 from freehold.text.harmony_system import SystemOptions, system_text
 from freehold.text.harmony_tokens import HarmonyTokens
-from freehold.text.harmony_tools import Function, Namespace, read_functions, tools_section
+from freehold.text.harmony_tools import Namespace, tools_section
+from freehold.text.request import ChatRequest
 from freehold.text.templates import MAX_CHARS
 from freehold.text.tokenizer import Tokenizer
+from freehold.text.tools import Function, read_functions
 
 _INSTRUCTING = ("system", "developer")
 _SPEAKER = re.compile(r"[^\s<|\\/>]{1,64}")
@@ -94,6 +97,10 @@ class Harmony:
         """A parser for the answer to a prompt that ended with the generation prompt."""
         return HarmonyParser(self._tokenizer, self._tokens, tools)
 
+    def grammar(self, request: ChatRequest) -> str | None:
+        """The grammar of the turn that answers `request`, as ChatFormat says."""
+        return turn_grammar(request, self._tokens)
+
 
 class _Writer:
     """Writes one conversation, message by message, remembering the calls that tool messages answer."""
@@ -106,6 +113,7 @@ class _Writer:
         self._tokens = tokens
         self._replay = replay
         self._offered = {function.name for function in functions}
+        self._custom = {function.name for function in functions if function.is_custom}
         self._called: dict[str, _Call] = {}  # by the call's id
         self._open: list[_Call] = []  # those of the last turn that no tool message answers yet
 
@@ -180,13 +188,14 @@ class _Writer:
         if message.content or not (calls or message.reasoning):
             self.write("assistant", message.content, name=name, channel="commentary" if calls else "final")
         for call, written in zip(calls, message.tool_calls, strict=True):
+            is_raw = written.is_custom or written.name in self._custom
             self.write(
                 "assistant",
                 written.arguments,
                 name=name,
                 channel=call.channel,
                 recipient=call.recipient,
-                content_type="code" if call.is_builtin else "json",
+                content_type="code" if call.is_builtin else None if is_raw else "json",
             )
 
     def _answered(self, message: Message) -> _Call:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from freehold.text.harmony_tools import Function, Namespace
+from freehold.text.harmony_tools import Namespace
+from freehold.text.tools import Function
 
 
 def _parameters(required: list[str] | None = None, /, **properties: dict[str, Any]) -> dict[str, Any]:

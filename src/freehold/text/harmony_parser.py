@@ -57,6 +57,7 @@ class HarmonyParser:
         self, tokenizer: Tokenizer, tokens: HarmonyTokens, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
         self.n_reasoning = 0
+        self.in_text = False
         self._tokens = tokens
         self._controls = frozenset(tokenizer.special_ids.values())
         self._n_ids = tokenizer.vocab_size
@@ -70,13 +71,15 @@ class HarmonyParser:
         return self._output.n_recoveries
 
     def push(self, id: int) -> list[Event]:
-        if id in self._controls or not 0 <= id < self._n_ids:
+        is_control = id in self._controls or not 0 <= id < self._n_ids
+        if is_control:
             self._end_text()
             self._take_control(id)
         else:
             self._take_text(id)
         if self._header is not None and self._header.n_tokens > MAX_HEADER_TOKENS:
             self._open_unannounced(self._header, self._read(self._header), otherwise="text")
+        self.in_text = not is_control and self._header is None and self._output.kind == "text"
         return self._output.take()
 
     def finish(self) -> list[Event]:
@@ -296,10 +299,10 @@ class _Output:
 
 
 def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any] | None]:
-    """Name of each tool -> the schema of its parameters, None without one."""
+    """Name of each tool -> the schema of its parameters, None without one, or where the argument is text."""
     found: dict[str, Mapping[str, Any] | None] = {}
     for tool in tools:
-        function = tool.get("function")
+        function = tool.get(str(tool.get("type", "function")))
         if isinstance(function, Mapping) and isinstance(name := function.get("name"), str):
             parameters = function.get("parameters")
             found[name.removeprefix(NAMESPACE) or name] = parameters if isinstance(parameters, Mapping) else None

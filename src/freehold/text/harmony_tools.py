@@ -1,42 +1,24 @@
 """Tools as the harmony format shows them to a model: JSON schemas written as TypeScript-like declarations.
 
-Owns the reading of OpenAI tool objects, hostile until checked, and that writing. It follows openai-harmony to the
-character, oddities included, because that is the text the models were trained on: an object's description is repeated
-before its brace, and what the library does not know (anyOf, allOf, $ref, const, limits) is `any` or left out. Knows no
-tokens.
+Owns that writing. It follows openai-harmony to the character, oddities included, because that is the text the models
+were trained on: an object's description is repeated before its brace, and what the library does not know (anyOf, allOf,
+$ref, const, limits) is `any` or left out. Tools whose argument is plain text, which the library lacks, are ours. Knows
+no tokens.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 
-from freehold.errors import RequestError
-
-MAX_CHARS = 1_000_000
-"""Of all tools of a request together, indentation included: twice the longest context of any harmony model."""
-
-MAX_DEPTH = 100
-"""Of JSON inside a tool; openai-harmony stops at 127."""
+from freehold.text.tools import Function
 
 _MAX_EXPONENT = 308  # of a double, in tens
 
-_NAME = re.compile(r"[^\s<|>]{1,256}")
 _Schema = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Function:
-    """A tool that can be called. `parameters` is a JSON schema of plain values, or None if there are none."""
-
-    name: str
-    description: str = ""
-    parameters: _Schema | None = None
 
 
 @dataclass(frozen=True)
@@ -46,15 +28,6 @@ class Namespace:
     name: str
     description: str = ""
     functions: tuple[Function, ...] = ()
-
-
-def read_functions(tools: Sequence[Mapping[str, Any]] | None) -> tuple[Function, ...]:
-    """Check OpenAI tools, {"type": "function", "function": {"name", "description", "parameters"}}.
-
-    Raises RequestError naming the place, also for schemas too deep or too large to be shown to a model.
-    """
-    budget = _Budget()
-    return tuple(_read_function(tool, f"tools[{i}]", budget) for i, tool in enumerate(tools or ()))
 
 
 def tools_section(namespaces: Sequence[Namespace]) -> str:
@@ -69,10 +42,26 @@ def _namespace(namespace: Namespace) -> str:
     lines += [f"// {line}" for line in _lines(namespace.description)]
     lines.append(f"namespace {namespace.name} {{\n")
     for function in namespace.functions:
-        lines += [f"// {line}" for line in _lines(function.description)]
-        argument = "" if function.parameters is None else f"_: {type_of(function.parameters)}"
-        lines.append(f"type {function.name} = ({argument}) => any;\n")
+        lines += [f"// {line}" for line in [*_lines(function.description), *_raw_argument(function)]]
+        lines.append(f"type {function.name} = ({_argument(function)}) => any;\n")
     return "\n".join([*lines, f"}} // namespace {namespace.name}"])
+
+
+def _argument(function: Function) -> str:
+    if function.is_custom:
+        return "_: string"
+    return "" if function.parameters is None else f"_: {type_of(function.parameters)}"
+
+
+def _raw_argument(function: Function) -> list[str]:
+    """What a model must be told about a tool whose argument is text: nothing in the type says how it is written."""
+    if not function.is_custom:
+        return []
+    lines = ["The argument is raw text: write it as it is, not as JSON."]
+    if function.grammar is not None:
+        kind = "regular expression" if function.grammar.kind == "regex" else "Lark grammar"
+        lines += [f"It must match this {kind}:", *_lines(str(function.grammar.definition))]
+    return lines
 
 
 def _lines(text: str) -> list[str]:
@@ -203,66 +192,3 @@ def _float(value: float) -> str:
     if int(power or 0) == -5:  # where Rust still writes out the zeros
         return f"{Decimal(text):f}"
     return f"{mantissa}e{int(power)}" if power else mantissa
-
-
-def _read_function(data: Any, where: str, budget: _Budget) -> Function:
-    if not isinstance(data, Mapping) or data.get("type", "function") != "function":
-        found = f"of type {data['type']!r:.80}" if isinstance(data, Mapping) else f"a {type(data).__name__}"
-        _fail(f"{where} is {found}", 'an object of type "function"')
-    function = data.get("function")
-    if not isinstance(function, Mapping):
-        _fail(f"{where}.function is a {type(function).__name__}", "an object with a name")
-    name, description, parameters = (function.get(key) for key in ("name", "description", "parameters"))
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        _fail(f"{where}.function.name is {name!r:.80}", "1 to 256 characters without blanks, <, | and >")
-    if not isinstance(description, (str, type(None))):
-        _fail(f"{where}.function.description is a {type(description).__name__}", "text")
-    if not isinstance(parameters, (Mapping, type(None))):
-        _fail(f"{where}.function.parameters is a {type(parameters).__name__}", "a JSON schema, which is an object")
-    budget.spend(len(name) + len(description or ""), where)
-    return Function(name, description or "", budget.plain(parameters, f"{where}.function.parameters"))
-
-
-class _Budget:
-    """Counts the characters that tools will take in a prompt, before any is written."""
-
-    def __init__(self) -> None:
-        self._left = MAX_CHARS
-
-    def spend(self, n_chars: int, where: str) -> None:
-        self._left -= n_chars
-        if self._left < 0:
-            _fail(f"the tools are too large (from {where} on)", f"at most {MAX_CHARS} characters in all")
-
-    def plain(self, value: Any, where: str, depth: int = 0) -> Any:
-        """A copy of `value` as dicts, lists and scalars. Raises RequestError for anything else, for NaN, for depth."""
-        if depth > MAX_DEPTH:
-            _fail(f"{where} is nested more than {MAX_DEPTH} deep", "a flatter schema")
-        # A value is at worst a line of its own, four columns further in at each level.
-        self.spend((len(value) if isinstance(value, str) else 8) + 4 * depth, where)
-        if isinstance(value, Mapping):
-            return {self._key(key, where): self.plain(item, where, depth + 1) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.plain(item, where, depth + 1) for item in value]
-        if isinstance(value, (float, int)) and not _is_finite(value):
-            _fail(f"{where} holds a number that JSON lacks or no program reads", "finite numbers")
-        if not isinstance(value, (str, float, int, type(None))):
-            _fail(f"{where} holds a {type(value).__name__}", "plain JSON values")
-        return value
-
-    def _key(self, key: Any, where: str) -> str:
-        if not isinstance(key, str):
-            _fail(f"{where} has the key {key!r:.80}", "text as keys")
-        self.spend(len(key), where)
-        return key
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _fail(found: str, expected: str) -> NoReturn:
-    raise RequestError(f"{found}; expected {expected}")

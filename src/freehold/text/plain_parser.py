@@ -17,9 +17,12 @@ class PlainParser:
     n_reasoning = 0
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self.in_text = False
+        self._token_bytes = tokenizer.token_bytes
         self._decoder = IncrementalDecoder(tokenizer)
 
     def push(self, id: int) -> list[Event]:
+        self.in_text = bool(self._token_bytes(id))  # control tokens with a text are shown too
         return _text(self._decoder.push(id))
 
     def finish(self) -> list[Event]:

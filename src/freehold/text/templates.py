@@ -9,14 +9,17 @@ sandbox.py. Knows nothing of protocols, models or files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from freehold.errors import RequestError, TemplateError
+from freehold.errors import RequestError, TemplateError, UnsupportedError
 from freehold.text.chat import Message
+from freehold.text.grammar_source import rule_body
 from freehold.text.metering import BUDGET, Budget, OverBudget
 from freehold.text.plain_parser import PlainParser
+from freehold.text.request import ChatRequest
+from freehold.text.template_replay import SampledTurn, Span, edged, located
 from freehold.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class ChatTemplate:
         self._max_chars = max_chars
         # Later formats alone know the developer role; the others drop or refuse what they do not know.
         self._knows_developer = "developer" in source
+        self._knows_tools = re.search(r"\btools\b", source) is not None
         self._template = _compile(source)
 
     def render(
@@ -65,17 +69,23 @@ class ChatTemplate:
         """The prompt's token ids. Text in messages, tools and options never becomes a control token.
 
         `options` are the template's own, like enable_thinking. Without control-token texts in the content, the ids are
-        those of the whole rendered text; a doubled BOS at the start is made one. Raises TemplateError, also for what
-        the template refuses, and RequestError for values that are not plain JSON, or an option it never mentions.
+        those of the whole rendered text; a doubled BOS at the start is made one. A turn with `ids` is replayed where
+        the template writes what they say; the text stays the same. Raises TemplateError, also for what the template
+        refuses, and RequestError for values that are not plain JSON, or an option it never mentions.
         """
         variables = self._variables(messages, add_generation_prompt, tools, options)
         strings: list[str] = [self.source]
         _mapped(variables, strings.append)
-        mark = _unused_character(strings)
-        text = self._run(self._broken(variables, mark), mark)
+        unused = _unused_characters(strings)
+        mark = next(unused)
+        broken = self._broken(variables, mark)
+        text = self._run(broken, mark)
         ids: list[int] = []
-        for piece, id in self._tokenizer.controls.split(text):
-            ids += self._tokenizer.encode(piece.replace(mark, "")) if id is None else [id]
+        done = 0
+        for span in self._replayed(messages, broken, text, mark, unused):
+            ids += [*self._encoded(text[done : span.start], mark), *span.ids]
+            done = span.stop
+        ids += self._encoded(text[done:], mark)
         while len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_id:
             del ids[0]
         return ids
@@ -94,6 +104,24 @@ class ChatTemplate:
     def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None) -> PlainParser:
         """A parser for one answer: all of it is text."""
         return PlainParser(self._tokenizer)
+
+    def grammar(self, request: ChatRequest) -> str | None:
+        """The grammar of the answer, which binds it from its first token: all of it is text.
+
+        Raises UnsupportedError where tools must be called, since no calls are read out of such answers, and where the
+        template would leave tools out without a word.
+        """
+        if request.tool_choice not in ("auto", "none"):
+            raise UnsupportedError(
+                "tool_choice asks for a call, but how this model writes calls is not known: its answers are read as "
+                "plain text; set tool_choice to 'auto' or 'none'"
+            )
+        if request.tools and request.tool_choice != "none" and not self._knows_tools:
+            raise UnsupportedError(
+                "the model's chat template has no place for tools, so the model would not see them; send none, or set "
+                "tool_choice to 'none'"
+            )
+        return None if request.answer is None else f"start: {rule_body(request.answer)}"
 
     def _variables(
         self,
@@ -127,6 +155,32 @@ class ChatTemplate:
                 # Templates look for <think> and the like in what the model itself wrote.
                 message["content"] = break_up(original["content"], mark, self._tokenizer.tags)
         return broken
+
+    def _encoded(self, text: str, mark: str) -> list[int]:
+        ids: list[int] = []
+        for piece, id in self._tokenizer.controls.split(text):
+            ids += self._tokenizer.encode(piece.replace(mark, "")) if id is None else [id]
+        return ids
+
+    def _replayed(
+        self, messages: Sequence[Message], broken: Mapping[str, Any], text: str, mark: str, unused: Iterator[str]
+    ) -> list[Span]:
+        """Where in the rendered `text` sampled turns go; a second rendering, with the turns' edges marked, tells."""
+        turns: dict[str, SampledTurn] = {}
+        shaped = list(broken["messages"])
+        for i, message in enumerate(messages):
+            turn = SampledTurn.of(message, self._tokenizer)
+            if turn is not None:
+                edge = next(unused)
+                turns[edge] = turn
+                shaped[i] = {**shaped[i], "content": edged(shaped[i]["content"], edge)}
+        if not turns:
+            return []
+        try:
+            edged_text = self._run({**broken, "messages": shaped}, mark)
+        except TemplateError:  # the text alone rendered well: it is used as it is
+            return []
+        return located(text, edged_text, turns, mark)
 
     def _run(self, variables: Mapping[str, Any], mark: str = "") -> str:
         budget = Budget(self._max_seconds, self._max_chars)
@@ -208,11 +262,11 @@ def _mapped(value: Any, text: Callable[[str], Any], depth: int = 0) -> Any:
     raise RequestError(f"a tool or option holds a {type(value).__name__}; expected plain JSON values")
 
 
-def _unused_character(strings: Iterable[str]) -> str:
-    """A private-use character that none of `strings` holds."""
+def _unused_characters(strings: Iterable[str]) -> Iterator[str]:
+    """Private-use characters that none of `strings` holds. Raises RequestError when there are no more."""
     used = set().union(*strings)
     for chars in _PRIVATE_USE:
         for code in chars:
             if chr(code) not in used:
-                return chr(code)
+                yield chr(code)
     raise RequestError("the conversation holds every private-use character of Unicode; expected text")

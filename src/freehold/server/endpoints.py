@@ -1,0 +1,36 @@
+"""All that the server answers, gathered from the files that answer it.
+
+Owns nothing but the list.
+"""
+
+from __future__ import annotations
+
+from freehold.server import (
+    anthropic,
+    health,
+    ollama,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    tokens,
+)
+from freehold.server.endpoint import Endpoint
+
+
+def all_endpoints(*, strip_volatile: bool = True) -> tuple[Endpoint, ...]:
+    """Every endpoint, and the page that lists them.
+
+    strip_volatile: leave out the line of Claude Code's system prompt that changes with each request.
+    """
+    gathered = (
+        *openai_chat.ENDPOINTS,
+        *openai_completions.ENDPOINTS,
+        *openai_models.ENDPOINTS,
+        *anthropic.endpoints(drop_billing_line=strip_volatile),
+        *(endpoint for endpoint in ollama.ENDPOINTS if endpoint.path != "/"),  # ours says more
+        *tokens.ENDPOINTS,
+        *health.ENDPOINTS,
+    )
+    routes = [(endpoint.method, endpoint.path) for endpoint in gathered]
+    assert len(routes) == len(set(routes)), "two files answer one route"
+    return (health.index(gathered), *gathered)
