@@ -1,4 +1,4 @@
-"""Scripted models behind OpenAI's endpoints, and what a stream of chunks adds up to: for the tests of these protocols."""
+"""Scripted models behind OpenAI's endpoints, and what a stream of chunks adds up to, for the tests of both."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ class RealHarmony(Harmony):
         return None
 
 
-def says(answer: Any, *, chat_format: type[RoleTemplate] | type[RealHarmony] = HarmonyTalk, **options: Any) -> ScriptedLocalModel:
+def says(
+    answer: Any, *, chat_format: type[RoleTemplate] | type[RealHarmony] = HarmonyTalk, **options: Any
+) -> ScriptedLocalModel:
     """A model that answers so, without a prefix cache, so that a second request counts as the first did."""
     model = scripted(answer, chat_format=cast(type[RoleTemplate], chat_format), prefix_cache=False, **options)
     forward = model.script.forward

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,16 @@ from freehold.loading import load
 from freehold.prepared import RawRequest
 from freehold.runtime import LocalModel
 from freehold.server.app import create_app
+from freehold.server.body import Body
+from freehold.server.endpoint import Call, Endpoint
 from freehold.server.errors import ApiError
 from freehold.server.metrics import Metrics
 from freehold.server.pool import ModelPool
 from freehold.server.queue import QueueLimits
 from freehold.server.service import Service, ServiceLimits, Ticket, whole
+from freehold.server.sse import EventStream
+from freehold.text.chat import Message
+from freehold.text.request import ChatRequest
 from plain_protocol import ENDPOINTS, IDLE, n_uses, until
 from scripted_model import ScriptedLocalModel, scripted
 from served import running
@@ -69,13 +73,14 @@ def test_a_client_that_leaves_frees_everything(model: ScriptedLocalModel, stream
     with running(create_app(service, ENDPOINTS), service) as url:
         with contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.3) as client:
             assert model.script.gate
-            model.script.gate.release(n_steps)
+            for _ in range(n_steps):
+                model.script.gate.release()
             body = {"model": "it", "prompt": "Hello", "stream": stream, "n": 2}
             with client.stream("POST", f"{url}/answer", json=body) as answer:
                 for _ in answer.iter_bytes():
                     pass
         wait_for(lambda: n_uses(service) == IDLE)
-        model.script.gate.release(1)  # the step under way may end
+        model.script.gate.release()  # the step under way may end
         wait_for(lambda: engine_is_idle(model))
         assert model.script.steps <= n_steps + 2
     assert 'freehold_requests_total{endpoint="/answer",' in service.metrics.render().decode()
@@ -147,23 +152,30 @@ def test_a_request_that_takes_too_long(model: ScriptedLocalModel, stream: bool, 
         assert "took longer than 0.2 seconds" in answer.text
         blocker.join(20)
         wait_for(lambda: n_uses(service) == IDLE)
+        assert model.script.gate
+        model.script.gate.release(1000)
 
 
 def test_a_reader_that_stops_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("freehold.server.connection.STALL_SECONDS", 0.2)
-    model = scripted("x" * 60_000, context=65_536, n_sequences=1)
-    model.script.max_context = 65_536
-    service = make(model)
-    with running(create_app(service, ENDPOINTS), service) as url:
-        address = ("127.0.0.1", int(url.rpartition(":")[2]))
-        body = json.dumps({"model": "it", "prompt": "?", "stream": True}).encode()
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            client.connect(address)
-            head = b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-            client.sendall(head + body)
-            wait_for(lambda: n_uses(service) != IDLE)
-            wait_for(lambda: n_uses(service) == IDLE, 20)
+
+    async def flood(call: Call) -> EventStream:
+        await call.accept("it", RawRequest([65]))
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            while True:
+                yield b"x" * 65536
+                await asyncio.sleep(0)
+
+        return EventStream(pieces(), lambda error: b"")
+
+    service = make(scripted("Paris"))
+    endpoint = Endpoint("POST", "/flood", flood, "Flood", "Test", Body)
+    with running(create_app(service, [endpoint]), service) as url, socket.socket() as client:
+        client.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        client.sendall(b"POST /flood HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        wait_for(lambda: n_uses(service) != IDLE)
+        wait_for(lambda: n_uses(service) == IDLE)
 
 
 def kill(model: ScriptedLocalModel) -> None:
@@ -201,15 +213,14 @@ def test_an_error_right_behind_tokens_is_not_lost(model: ScriptedLocalModel) -> 
 
     async def scenario() -> None:
         service = make(model)
-        ticket = await service.accept("it", RawRequest([65], max_tokens=50))
+        ticket = await service.accept("it", ChatRequest((Message("user", "?"),)))
         events = ticket.events()
         reading = asyncio.ensure_future(anext(events))
         await until(lambda: model.script.inside == 1)
-        model.script.gate.release(2)  # type: ignore[union-attr]
-        while model.script.steps < 2:
-            time.sleep(0.001)  # the event loop shall not see the first token before the error
-        model._model.close()  # type: ignore[attr-defined]
-        model.script.gate.release(5)  # type: ignore[union-attr]
+        assert model.script.gate
+        model.script.gate.release()
+        wait_for(lambda: model.script.steps == 1)  # the event loop shall not see the first token before the error
+        kill(model)
         model.engine._thread.join(5)
         assert (await reading)[1].kind == "text"
         with pytest.raises(EngineError):
@@ -266,7 +277,7 @@ def test_200_rounds_of_random_cancels_leave_nothing() -> None:
                 if random_.random() < 0.5:
                     asyncio.get_running_loop().call_later(random_.random() * 0.01, task.cancel)
             done, _ = await asyncio.wait(tasks)
-            assert all(task.cancelled() or task.exception() is None for task in done)
+            assert [task.exception() for task in done if not task.cancelled() and task.exception()] == []
             assert n_uses(service) == IDLE
         await until(lambda: engine_is_idle(model))
         assert model.engine.stats.n_free_blocks == model.plan.n_blocks
@@ -275,22 +286,18 @@ def test_200_rounds_of_random_cancels_leave_nothing() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("prompt", ["Count to a thousand.", "word " * 3000])
-def test_smollm2_is_free_at_once(
-    smollm2_home: Path, monkeypatch: pytest.MonkeyPatch, stream: bool, prompt: str
-) -> None:
+def test_smollm2_is_free_at_once(smollm2_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it decodes, and in the middle of a long prompt."""
     monkeypatch.setenv("FREEHOLD_HOME", str(smollm2_home))
-    service = make(load("smollm2"))
+    model = load("smollm2")
+    service = make(model)
     with running(create_app(service, ENDPOINTS), service) as url:
-        with contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.6) as client:
-            body = {"model": "it", "prompt": prompt, "stream": stream}
-            with client.stream("POST", f"{url}/answer", json=body) as answer:
-                next(answer.iter_bytes(), b"")
-        left_at = time.perf_counter()
-        wait_for(lambda: n_uses(service) == IDLE, 2)
-        place = time.perf_counter() - left_at
-        wait_for(lambda: engine_is_idle(service.pool.residents[0].model), 5)
-        print(f"place {1000 * place:.0f} ms, engine {1000 * (time.perf_counter() - left_at):.0f} ms")
-        assert place < 0.5  # 100 ms is the aim; a busy machine needs more
+        for prompt, stream, n_most in (("Count to a thousand.", True, 512), ("word " * 1500, False, 1024)):
+            with contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.6) as client:
+                body = {"model": "it", "prompt": prompt, "stream": stream}
+                with client.stream("POST", f"{url}/answer", json=body) as answer:
+                    next(answer.iter_bytes())
+            seconds = wait_for(lambda: n_uses(service) == IDLE)
+            assert seconds < 0.5  # 0.1 is the aim; a busy machine needs more
+            wait_for(lambda: engine_is_idle(model), 60)
+            assert model.engine.stats.n_prefill_tokens <= n_most  # the step under way, and no other

@@ -1,13 +1,20 @@
-"""Chat Completions on any output at all: no error, and streaming equals not streaming."""
+"""Chat Completions and Completions on anything at all: any output is answered, any body answered or refused."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freehold.server.body import parse
+from freehold.server.errors import ApiError
+from freehold.server.openai_chat import ChatBody, to_request
+from freehold.server.openai_completions import CompletionBody, to_requests
 from openai_scripted import Talker, talking
 from scripted_model import VOCAB, harmony
 
@@ -55,3 +62,44 @@ def test_streaming_equals_not_streaming(
     assert message["content"] is not None or message.keys() & {"reasoning", "tool_calls"}
     assert answer["usage"]["completion_tokens"] <= max_tokens
     assert not any(text in (message["content"] or "") for text in stop)
+
+
+words = st.one_of(
+    st.sampled_from(["function", "custom", "grammar", "json_schema", "allowed_tools", "text", "required", "assistant"]),
+    st.text(max_size=4),
+)
+keys = st.sampled_from(
+    [
+        *("type", "name", "function", "custom", "format", "grammar", "schema", "json_schema", "tools", "mode", "role"),
+        *("content", "tool_calls", "arguments", "input", "refusal", "strict", "parameters", "text", "id"),
+        "allowed_tools",
+    ]
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), words),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*ChatBody.model_fields, "functions", "audio"]), values, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_body_of_a_chat_is_read_or_refused(fields: dict[str, Any]) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "?"}], **fields}
+    with suppress(ApiError):
+        to_request(parse(json.dumps(body).encode(), ChatBody), "")
+
+
+@given(st.lists(st.dictionaries(keys, values, max_size=4), max_size=2), values, st.lists(values, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_any_tools_and_messages_are_read_or_refused(tools: Any, choice: Any, messages: Any) -> None:
+    body = {"model": "m", "messages": messages, "tools": tools, "tool_choice": choice, "response_format": choice}
+    with suppress(ApiError):
+        to_request(parse(json.dumps(body).encode(), ChatBody), "")
+
+
+@given(st.dictionaries(st.sampled_from([*CompletionBody.model_fields, "suffix"]), values, max_size=4), values)
+@settings(max_examples=100, deadline=None)
+def test_any_body_of_a_completion_is_read_or_refused(fields: dict[str, Any], prompt: Any) -> None:
+    with suppress(ApiError):
+        to_requests(parse(json.dumps({"model": "m", "prompt": prompt, **fields}).encode(), CompletionBody), "")

@@ -103,7 +103,7 @@ def test_stop_is_one_text_or_several() -> None:
         ({"frequency_penalty": 3}, "frequency_penalty", "2"),
         ({"repetition_penalty": 0}, "repetition_penalty", "0"),
         ({"stop": ["x"] * 10000}, "stop", "64"),
-        ({"stop": ""}, "stop[0]", "1 character"),
+        ({"stop": ""}, "stop", "1 character"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1", "100"),
         ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", "300"),

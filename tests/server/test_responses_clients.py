@@ -20,7 +20,7 @@ class City(BaseModel):
 
 def by_turn(prompt: str) -> bytes | list[int]:
     """Calls the tool first; once there is a result, answers."""
-    return harmony(THOUGHT + (FINAL if "sunny" in prompt else CALL))  # type: ignore[return-value]
+    return harmony(THOUGHT + (FINAL if "sunny" in prompt else CALL))
 
 
 def test_create() -> None:
@@ -158,7 +158,7 @@ def test_the_turns_of_codex() -> None:
 
     def answer(prompt: str) -> bytes | list[int]:
         turn = FINAL if "closed" in prompt else close if "a.txt" in prompt else call
-        return harmony(THOUGHT + turn)  # type: ignore[return-value]
+        return harmony(THOUGHT + turn)
 
     items = [*CODEX_INPUT]
     done: list[dict[str, Any]] = []

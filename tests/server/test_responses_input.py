@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from freehold.server.errors import ApiError
-from freehold.server.responses_input import InputItem, item_id, new_turn, read_items
+from freehold.server.responses_input import read_items
+from freehold.server.responses_items import InputItem, item_id, new_turn
 from freehold.text.chat import Message, ToolCall
 from responses_scripted import FINAL, WEATHER, Real, Responder, responding
 from scripted_model import harmony
@@ -81,6 +82,14 @@ def test_content_comes_as_text_or_in_parts() -> None:
     assert read(called("c"), output("c", result))[1].content == "56"
 
 
+def test_a_model_is_told_of_images_it_cannot_see() -> None:
+    warnings: list[str] = []
+    parts = [{"type": "input_text", "text": "Here: "}, {"type": "input_image", "image_url": "data:image/png;base64,AA"}]
+    result = read(called("c"), output("c", parts), warnings=warnings)[1]
+    assert result.content == "Here: [an image, left out: this model reads text only]"
+    assert "images" in warnings[0]
+
+
 def test_reasoning_is_its_content_or_else_its_summary() -> None:
     summary = {"type": "reasoning", "summary": [{"type": "summary_text", "text": text} for text in "ST"]}
     assert read(summary) == [Message("assistant", "", "S\n\nT")]
@@ -138,7 +147,7 @@ def test_the_output_of_a_call_that_is_not_there_is_refused() -> None:
         ([{"type": "compaction", "encrypted_content": "x"}], "compaction"),
         ([{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}], "text is all"),
         ([{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}], "text is all"),
-        ([called("c"), output("c", [{"type": "input_image", "image_url": "x"}])], "text is all"),
+        ([called("c"), output("c", [{"type": "input_file", "file_id": "x"}])], "text is all"),
         ([{"role": "user"}], "is missing"),
         ([{"role": "tool", "content": "x"}], "input[0].role"),
         ([called("")], "input[0].call_id"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.server.responses_input import MessageItem
+from freehold.server.responses_items import MessageItem
 from freehold.server.responses_store import ResponseStore, StoredItem, StoredResponse, StoreLimits
 from freehold.text.chat import Message, ToolCall
 from responses_scripted import CALL, FINAL, THOUGHT, WEATHER, Responder, responding
@@ -52,8 +52,11 @@ def test_what_conversations_share_is_counted_once() -> None:
 
 def test_what_does_not_fit_is_not_kept() -> None:
     store = ResponseStore(StoreLimits(max_bytes=5_000))
-    store.put("", stored("a", item("x" * 10_000)))
-    assert (len(store), store.n_bytes) == (0, 0)
+    store.put("", stored("a", item("x")))
+    store.put("", stored("b", item("x" * 10_000, "msg_2")))
+    assert store.get("", "a") is not None
+    assert store.get("", "b") is None
+    assert store.item("", "msg_2") is None
 
 
 def test_age_ends_it() -> None:

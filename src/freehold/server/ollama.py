@@ -44,22 +44,28 @@ def _whole(value: Any) -> Any:
 _Level = Annotated[str, Field(json_schema_extra={"enum": list(LEVELS)})]
 _Format = Annotated[str, Field(json_schema_extra={"enum": ["", "json"]})]
 _Duration = Annotated[str, Field(json_schema_extra={"pattern": f"^({_DURATION.pattern})$"})]
-_Int = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
+_WHOLE = BeforeValidator(_whole)
 
 
 class Options(Body):
     """How tokens are chosen. What Ollama has besides, hardware settings above all, is ignored and named in a header."""
 
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0 is greedy.")
-    top_k: _Int | None = Field(None, ge=-1, le=2**31 - 1, description="0 and -1 are off.")
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), _WHOLE] | None = Field(None, description="0 and -1 are off.")
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="1 is off.")
     min_p: float | None = Field(None, ge=0, lt=1, allow_inf_nan=False, description="0 is off.")
     repeat_penalty: float | None = Field(None, gt=0, le=100, allow_inf_nan=False, description="1 is off.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
-    seed: _Int | None = Field(None, ge=-(2**63), le=2**64 - 1, description="-1 is another one every time.")
-    num_predict: _Int | None = Field(None, ge=-2, description="Tokens at most; 0 and below: what the context holds.")
-    num_ctx: _Int | None = Field(None, ge=1, description="A request cannot change the context that is loaded.")
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), _WHOLE] | None = Field(
+        None, description="-1 is another one every time."
+    )
+    num_predict: Annotated[int, Field(ge=-2), _WHOLE] | None = Field(
+        None, description="Tokens at most; 0 and below: what the context holds."
+    )
+    num_ctx: Annotated[int, Field(ge=1), _WHOLE] | None = Field(
+        None, description="A request cannot change the context that is loaded."
+    )
     stop: StopList | None = Field(None, description="Texts that end the answer, and are not part of it.")
 
 

@@ -104,7 +104,7 @@ def to_request(body: ChatBody, namespace: str) -> ChatRequest:
     if len(limits) > 1:
         found = f"max_tokens is {body.max_tokens} and max_completion_tokens {body.max_completion_tokens}"
         raise ApiError(400, f"{found}; expected one of them, the latter", param="max_tokens")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs is set without logprobs; expected logprobs true", param="top_logprobs")
     tools, choice = shapes.read_offer(body.tools, body.tool_choice)
     return ChatRequest(

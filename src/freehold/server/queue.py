@@ -109,7 +109,8 @@ class FairQueue:
     def _enter(self, place: Place) -> None:
         self.n_running += 1
         place.entered_at = time.monotonic()
-        place.entered.set_result(None)
+        if not place.entered.done():  # cancelled, and about to leave
+            place.entered.set_result(None)
 
     def _left(self, place: Place) -> None:
         if place.entered_at is None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from freehold.server.endpoint import Call, Endpoint, Json
 from freehold.server.errors import ApiError, error_body
 from freehold.server.responses_events import Answer, Sent
-from freehold.server.responses_input import AnyItem, InputItem
+from freehold.server.responses_items import AnyItem, InputItem
 from freehold.server.responses_request import Asked, ResponsesBody, find_items, not_found, read_request
 from freehold.server.responses_store import ResponseStore, StoredItem, StoredResponse
 from freehold.server.service import Ticket, whole
@@ -94,12 +94,10 @@ class ResponsesApi:
         yield _sent(answer.begin())
         async with aclosing(ticket.events()) as events:
             async for _, event in events:
+                piece = _sent(answer.take(event))
                 if event.kind == "finish":
-                    *last, end = answer.take(event)
-                    self._keep(answer, asked)  # before the client learns that it is there
-                    yield _sent([*last, end])
-                else:
-                    yield _sent(answer.take(event))
+                    self._keep(answer, asked)  # before the client learns of it, and goes on from it
+                yield piece
 
     def _keep(self, answer: Answer, asked: Asked) -> None:
         if asked.stores:

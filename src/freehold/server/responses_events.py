@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from freehold.server import openai_shapes as shapes
 from freehold.server.errors import ApiError
-from freehold.server.responses_input import item_id, new_turn
+from freehold.server.responses_items import item_id, new_turn
 from freehold.server.responses_tools import Offer
 from freehold.text.answer import Event
 

@@ -15,14 +15,14 @@ from pydantic import Discriminator, Field, Tag
 
 from freehold.server import openai_shapes as shapes
 from freehold.server.errors import ApiError
-from freehold.server.responses_input import (
+from freehold.server.responses_input import read_items
+from freehold.server.responses_items import (
     AnyItem,
     InputItem,
     Item,
     MessageItem,
     Part,
     ReferenceItem,
-    read_items,
     text_of,
     text_or,
 )

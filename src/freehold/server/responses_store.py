@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from freehold.server.responses_input import AnyItem
+from freehold.server.responses_items import AnyItem
 from freehold.server.sse import dumps
 
 _ITEM_BYTES = 1024  # what Python spends on an item besides its text
@@ -83,10 +83,11 @@ class ResponseStore:
 
     def put(self, namespace: str, stored: StoredResponse) -> None:
         """Keep a response; others go where it needs the room."""
-        key = (namespace, stored.response["id"])
+        key, conversation = (namespace, stored.response["id"]), stored.conversation
         self._drop(key)
-        conversation = stored.conversation
         n_bytes = len(dumps(stored.response)) + _REFERENCE_BYTES * len(conversation)
+        if n_bytes + sum(item.n_bytes for item in set(conversation)) > self.limits.max_bytes:
+            return
         self._entries[key] = _Entry(stored, n_bytes, self._clock())
         self.n_bytes += n_bytes
         for item in conversation:
