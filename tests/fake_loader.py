@@ -16,7 +16,7 @@ MODEL_BYTES = 10**9
 
 
 class FakeLoader:
-    """A server.source.Loader. `gate`, when set, holds every load back until it is opened; `error` fails the next one."""
+    """A server.source.Loader. `gate`, when set, holds every load back until it is opened; `error` fails the next."""
 
     def __init__(self, *names: str, answer: str = "Paris") -> None:
         self.names = list(names)

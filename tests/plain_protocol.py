@@ -49,9 +49,9 @@ ENDPOINTS = (Endpoint("POST", "/answer", answer, "Answer", "Test", Question), *H
 
 def n_uses(service: Service) -> tuple[int, int, int, int]:
     """What requests hold: tickets, leases, places inside and in line. All zero when nothing is going on."""
-    queues = [resident.queue for resident in service.pool.residents]
-    running, waiting = sum(queue.n_running for queue in queues), sum(queue.n_waiting for queue in queues)
-    return len(service.tickets), service.pool.n_leases, running, waiting
+    residents = service.pool.residents
+    running, waiting = sum(r.queue.n_running for r in residents), sum(r.queue.n_waiting for r in residents)
+    return len(service.tickets), sum(r.n_leases for r in residents), running, waiting
 
 
 IDLE = (0, 0, 0, 0)

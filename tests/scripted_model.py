@@ -22,6 +22,7 @@ from freehold.text.chat import Message
 from freehold.text.grammar_source import rule_body
 from freehold.text.harmony_grammar import turn_grammar
 from freehold.text.harmony_parser import HarmonyParser
+from freehold.text.harmony_system import effective_effort
 from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.plain_parser import PlainParser
 from freehold.text.request import ChatFormat, ChatRequest
@@ -89,6 +90,9 @@ class RoleTemplate:
         self.messages: list[Message] = []
         self.options: dict[str, Any] = {}
 
+    def effort(self, options: Mapping[str, Any]) -> str | None:
+        return None
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
         if unknown := options.keys() - {"tools", *self.option_names}:
             raise RequestError(f"no option {min(unknown)!r}")
@@ -115,6 +119,9 @@ class HarmonyRoles(RoleTemplate):
 
     stop_ids = HARMONY.stop_ids
     option_names = ("reasoning_effort",)
+
+    def effort(self, options: Mapping[str, Any]) -> str | None:
+        return effective_effort(options.get("reasoning_effort") or "medium")
 
     def parser(self, *, tools: Any = None) -> AnswerParser:
         return HarmonyParser(cast(Tokenizer, HarmonyByteTokenizer()), HARMONY, tools)

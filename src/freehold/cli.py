@@ -190,6 +190,7 @@ def serve(
     max_body: serve_options.MaxBody = "32M",
     grace: serve_options.Grace = 30,
     no_enforce: serve_options.NoEnforce = False,
+    effort: serve_options.Effort = None,
     strip_volatile: serve_options.StripVolatile = True,
     log_requests: serve_options.LogRequests = False,
     context: ContextOption = None,
@@ -227,6 +228,7 @@ def serve(
         max_body=max_body,
         grace=grace,
         enforce=not no_enforce,
+        effort=effort,
         strip_volatile=strip_volatile,
         log_requests=log_requests,
     )

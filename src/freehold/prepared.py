@@ -61,7 +61,8 @@ class Prepared:
     """A prompt as token ids, and how its answer is chosen and read. `start` may be called more than once.
 
     params: max_tokens within the room that the context leaves, stop_ids complete; `silent_ids` are those of them that
-    end an answer and mean nothing more. new_constraint gives what binds one answer, or None.
+    end an answer and mean nothing more. new_constraint gives what binds one answer, or None. effort: how hard the model
+    is told to think, where its format says that.
     """
 
     engine: Engine
@@ -73,6 +74,7 @@ class Prepared:
     new_parser: Callable[[], AnswerParser]
     new_constraint: Callable[[], Constraint | None]
     namespace: str = ""
+    effort: str | None = None
 
     @property
     def n_prompt(self) -> int:
@@ -142,6 +144,9 @@ class RequestDesk:
             )
         if request.reasoning_effort is not None:
             options["reasoning_effort"] = request.reasoning_effort
+        elif request.default_effort is not None and chat_format.effort({}) is not None:
+            options["reasoning_effort"] = request.default_effort
+        effort = chat_format.effort(options)
         tools = request.tools or None
         source = chat_format.grammar(request)
         if source is not None and mask is not None:
@@ -155,6 +160,7 @@ class RequestDesk:
             request.sampling,
             self._constraints(source, mask),
             request.namespace,
+            effort,
         )
 
     def prepare_raw(self, request: RawRequest) -> Prepared:
@@ -186,6 +192,7 @@ class RequestDesk:
         sampling: Mapping[str, Any],
         new_constraint: Callable[[], Constraint | None],
         namespace: str,
+        effort: str | None = None,
     ) -> Prepared:
         """`format_ends` end the answer whatever else does, and say something to the parser."""
         room = self._max_context - len(prompt)
@@ -198,6 +205,8 @@ class RequestDesk:
             )
         StopStrings(stop)  # refuses what cannot be looked for
         params = self._params(sampling, max_tokens)
+        if wrong := [id for id in params.logit_bias if not 0 <= id < self._vocab_size]:
+            raise RequestError(f"logit_bias names token {wrong[0]}; expected ids from 0 to {self._vocab_size - 1}")
         ends, n_most = params.stop_ids | format_ends, min(params.max_tokens or room, room)
         return Prepared(
             engine=self._engine,
@@ -209,6 +218,7 @@ class RequestDesk:
             new_parser=new_parser,
             new_constraint=new_constraint,
             namespace=namespace,
+            effort=effort,
         )
 
     def _constraints(self, source: str | None, mask: LogitMask | None) -> Callable[[], Constraint | None]:

@@ -24,8 +24,8 @@ LAYERS: dict[str, str] = {
     "cli": "terminal freehold benchmark runtime prepared hub kernels errors",
     "terminal": "freehold server loading benchmark runtime prepared reply budget hub hardware text models weights kernels settings "
     "errors",
+    "server": "freehold loading runtime prepared reply budget hub hardware engine text settings core errors",
     "freehold": "loading runtime reply text errors",  # __init__.py: the public names, imported on first use
-    "server": "loading runtime prepared reply budget hub hardware engine text settings core errors",
     "loading": "runtime packed_cache budget hub hardware models text weights settings core errors",
     "benchmark": "runtime budget engine kernels core errors",
     "runtime": "prepared exclusive reply budget engine text core errors",

@@ -267,7 +267,7 @@ def test_stop_sequences(api: Served) -> None:
 def test_effort(api: Served, options: Any, effort: str | None) -> None:
     api.says(ANSWER)
     ask(api, **options)
-    assert api.requests[-1].reasoning_effort == effort
+    assert api.requests[-1].default_effort == effort
 
 
 def test_a_model_without_effort_answers_all_the_same(api: Served) -> None:

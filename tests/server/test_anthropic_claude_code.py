@@ -142,7 +142,7 @@ def test_a_session(api: Served) -> None:
     system, user, late = api.messages
     assert system.content.startswith("You are Claude Code, Anthropic's official CLI.\n\nYou are an interactive agent")
     assert user.content == f"{REMINDER}\n\nlist the files"
-    assert (late.role, api.requests[-1].reasoning_effort) == ("system", "medium")
+    assert (late.role, api.requests[-1].default_effort) == ("system", "medium")
     assert [tool["function"]["name"] for tool in api.requests[-1].tools][:2] == ["Bash", "WebFetch"]
 
     api.says(ANSWER)

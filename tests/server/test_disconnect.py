@@ -71,8 +71,8 @@ def test_a_client_that_leaves_frees_everything(model: ScriptedLocalModel, stream
     """In prefill (no step done yet) and later, streaming and not."""
     service = make(model)
     with running(create_app(service, ENDPOINTS), service) as url:
+        assert model.script.gate
         with contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.3) as client:
-            assert model.script.gate
             for _ in range(n_steps):
                 model.script.gate.release()
             body = {"model": "it", "prompt": "Hello", "stream": stream, "n": 2}

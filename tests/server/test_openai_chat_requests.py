@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from freehold.server.body import parse
 from freehold.server.errors import ApiError
-from freehold.server.openai_chat import ChatBody, to_request
+from freehold.server.openai_chat import ENDPOINTS, ChatBody, to_request
+from freehold.server.service import ServiceLimits
 from freehold.text.chat import Message, ToolCall
 from freehold.text.request import ChatRequest, Grammar, NamedTool
 from openai_scripted import ASK, PlainTalk, Talker, talking
+from scripted_model import HarmonyRoles, harmony, scripted
+from served import served
 
 F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 G = {"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}
@@ -329,3 +333,30 @@ def test_template_options_reach_the_format(talker: Talker) -> None:
     talker.whole(chat_template_kwargs={"enable_thinking": False})
     assert talker.model.chat_format.options == {"tools": None, "enable_thinking": False}  # type: ignore[union-attr]
     assert "which the request sets" in error_of(talker, chat_template_kwargs={"messages": []})["message"]
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ({}, "low"),
+        ({"reasoning_effort": "high"}, "high"),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"chat_template_kwargs": {"reasoning_effort": "high"}}, "low"),
+    ],
+)
+def test_effort_is_the_requests_then_the_servers_then_the_templates(said: dict[str, Any], heard: str) -> None:
+    model = scripted(harmony("<|channel|>final<|message|>Hi<|return|>"), chat_format=HarmonyRoles)
+    with served({"m": model}, ENDPOINTS, limits=ServiceLimits(effort="low")) as url:
+        body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **said}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body)
+    assert answer.status_code == 200
+    assert answer.headers["x-freehold-reasoning-effort"] == heard
+
+
+def test_a_servers_effort_leaves_other_models_alone() -> None:
+    with served({"m": scripted("Paris")}, ENDPOINTS, limits=ServiceLimits(effort="low")) as url:
+        answer = httpx.post(
+            f"{url}/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+        )
+    assert answer.status_code == 200
+    assert "x-freehold-reasoning-effort" not in answer.headers

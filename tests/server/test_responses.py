@@ -114,6 +114,7 @@ def test_items_come_in_the_order_of_the_model() -> None:
 def test_thinking_that_is_cut_off_is_an_incomplete_response() -> None:
     with responding(harmony(THOUGHT + FINAL)) as server:
         response = server.both(max_output_tokens=14)
+        assert "raise it" in server.post(max_output_tokens=14).headers["x-freehold-warning"]
         assert server.openai.responses.create(model="m", input="?").status == "completed"
     assert response["status"] == "incomplete"
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}

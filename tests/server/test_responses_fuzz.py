@@ -32,11 +32,11 @@ OUTPUTS = st.lists(PIECES | st.integers(0, VOCAB - 1).map(lambda id: [id]), max_
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Responder]:
-    with responding([], context=200) as responder:
+    with responding([], context=120) as responder:
         yield responder
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(OUTPUTS, st.none() | st.integers(1, 40))
 def test_streaming_equals_not_streaming(server: Responder, ids: list[int], limit: int | None) -> None:
     server.model.script.answer = ids
@@ -45,6 +45,6 @@ def test_streaming_equals_not_streaming(server: Responder, ids: list[int], limit
     for item in response["output"]:
         for part in item.get("content", ()):
             assert isinstance(part["text"], str)
-    assert response["usage"]["output_tokens"] <= (limit or 200)
+    assert response["usage"]["output_tokens"] <= (limit or 120)
     if response["status"] == "completed":
         assert any(item["type"] != "reasoning" for item in response["output"])

@@ -217,10 +217,11 @@ ANSWERED_IN_CHAT: list[dict[str, Any]] = [
 )
 def test_one_renderer_writes_the_prompt_of_both_apis(items: list[Any], messages: list[Any]) -> None:
     with responding(harmony(FINAL), chat_format=Real, context=2000) as server:
-        server.whole(input=items, instructions="Be brief.", tools=[WEATHER], reasoning={"effort": "high"})
+        body: dict[str, Any] = {"instructions": "Be brief.", "tools": [WEATHER], "reasoning": {"effort": "high"}}
+        server.whole(input=items, max_output_tokens=1, **body)
         prompt = server.model.chat_format.prompt  # type: ignore[union-attr]
         nested = {"type": "function", "function": {key: value for key, value in WEATHER.items() if key != "type"}}
-        body = {"model": "m", "tools": [nested], "reasoning_effort": "high"}
+        body = {"model": "m", "tools": [nested], "reasoning_effort": "high", "max_tokens": 1}
         body["messages"] = [{"role": "system", "content": "Be brief."}, *messages]
         assert server.http.post("/v1/chat/completions", json=body).status_code == 200
         assert server.model.chat_format.prompt == prompt  # type: ignore[union-attr]

@@ -50,7 +50,10 @@ SCHEMAS: dict[str, Any] = {
         ]
     },
     "allOf": {"allOf": [{"type": "integer", "minimum": 2}, {"maximum": 5}]},
-    "reference": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/b"}}, "b": {"enum": [1]}}},
+    "reference": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/b"}}, "b": {"enum": [1]}},
+    },
     "recursion": {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
     "recursion to the root": {"type": "object", "properties": {"child": {"$ref": "#"}}, "additionalProperties": False},
     "places by path": {
@@ -156,7 +159,10 @@ REFUSED: list[tuple[Any, str]] = [
     ({"anyOf": [True, {"if": True}]}, ".anyOf[1]: the JSON Schema keyword 'if'"),
     ({"uniqueItems": True}, ": the JSON Schema keyword 'uniqueItems'"),
     ({"maxLenght": 3}, ": the JSON Schema keyword 'maxLenght'"),
-    ({"type": "string", "format": "regex"}, ": the JSON Schema keyword 'format' cannot be enforced ('regex' is not one"),
+    (
+        {"type": "string", "format": "regex"},
+        ": the JSON Schema keyword 'format' cannot be enforced ('regex' is not one",
+    ),
     ({"properties": {"a": {"pattern": "(?=a)b"}}}, ".properties.a: the JSON Schema keyword 'pattern'"),
     ({"$ref": "#/$defs/a", "$defs": {"a": {"pattern": "\\bx"}}}, ".$defs.a: the JSON Schema keyword 'pattern'"),
     (
@@ -171,7 +177,10 @@ REFUSED: list[tuple[Any, str]] = [
     ({"exclusiveMinimum": True, "minimum": 2}, ": the JSON Schema keyword 'exclusiveMinimum'"),
     ({"type": "integer", "minimum": 9, "maximum": 2}, "minimum (9) is greater than maximum (2)"),
     ({"type": "strnig"}, ": the JSON Schema keyword 'type' cannot be enforced (Invalid type: strnig)"),
-    ({"properties": {f"p{i}": {} for i in range(MAX_PROPERTIES + 1)}}, "keyword 'properties' cannot be enforced (it has"),
+    (
+        {"properties": {f"p{i}": {} for i in range(MAX_PROPERTIES + 1)}},
+        "keyword 'properties' cannot be enforced (it has",
+    ),
 ]
 
 

@@ -52,7 +52,7 @@ class Generation:
     def poll(self) -> tuple[list[Token], bool]:
         """The tokens that can be read without waiting, and whether the generation has ended.
 
-        Raises like iterating; where tokens came before the error, they are returned first and `on_ready` is called again.
+        Raises like iterating. Tokens that came before the error are returned first, and `on_ready` is called again.
         """
         tokens: list[Token] = []
         sink = self._sequence.sink

@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from freehold.errors import ContextError, RequestError
+from freehold.errors import ContextError
 from freehold.server.anthropic_request import (
     CountBody,
     MessagesBody,
@@ -82,11 +82,11 @@ class MessagesApi:
         request = await asyncio.to_thread(self._read, call, body)
         try:
             # What binds the answer is not part of the prompt, and takes time.
-            ticket = await _accept(call, replace(request, enforce=False))
-        except PromptTooLong as error:
-            return Json({"input_tokens": error.n_prompt}, headers=_headers(call))
-        ticket.close()
-        return Json({"input_tokens": ticket.n_prompt}, headers=_headers(call))
+            asked = replace(request, enforce=False)
+            n_tokens = await call.service.count(body.model, asked)
+        except ContextError as error:
+            n_tokens = error.n_prompt
+        return Json({"input_tokens": n_tokens}, headers=_headers(call))
 
     def _read(self, call: Call, body: CountBody) -> ChatRequest:
         call.warnings += left_out(body)
@@ -162,18 +162,13 @@ def model_page(cards: Iterable[ModelCard]) -> dict[str, Any]:
 
 
 async def _accept(call: Call, request: ChatRequest) -> Ticket:
-    """As Call.accept. Effort is no more than a wish, which Claude Code always has: a model without such a thing gets
-    the request without it.
-    """
+    """As Call.accept, with this protocol's word for a prompt that is too long."""
     try:
-        return await call.accept(call.body.model, request)
+        ticket = await call.accept(call.body.model, request)
     except ContextError as error:
         raise PromptTooLong(error.n_prompt, error.context - 1) from None
-    except RequestError:
-        if request.reasoning_effort is None:
-            raise
-    ticket = await _accept(call, replace(request, reasoning_effort=None))
-    call.warnings.append("the model has no reasoning effort to set; thinking and effort had no effect on it")
+    if request.default_effort is not None and ticket.effort is None:
+        call.warnings.append("the model has no reasoning effort to set; thinking and effort had no effect on it")
     return ticket
 
 

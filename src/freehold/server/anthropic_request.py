@@ -134,7 +134,7 @@ def chat_request(body: CountBody, *, system: str, namespace: str) -> ChatRequest
         tool_choice=choice,
         parallel_calls=parallel,
         answer=_answer(body),
-        reasoning_effort=_effort(body),
+        default_effort=_effort(body),  # a wish, which Claude Code always has, whatever the model
         namespace=namespace,
         **(_conditions(body) if isinstance(body, MessagesBody) else {}),
     )

@@ -21,8 +21,8 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from freehold.server.body import parse, read_bytes
-from freehold.server.endpoint import Call, Endpoint, Json
-from freehold.server.errors import ApiError, as_api_error, dialect_of, error_body
+from freehold.server.endpoint import Call, Endpoint, error_answer
+from freehold.server.errors import ApiError, as_api_error
 from freehold.server.guard import Guard, GuardRules, new_request_id
 from freehold.server.service import Service
 from freehold.server.sse import EventStream, disconnected
@@ -119,6 +119,8 @@ class _Handling:
         response = await _unless_gone(self._endpoint.handle(call), receive, watch=kind is not None, seconds=seconds)
         if response is not None:
             response.headers["x-request-id"] = call.request_id
+            if effort := next((ticket.effort for ticket in call.tickets if ticket.effort), None):
+                response.headers["x-freehold-reasoning-effort"] = effort
             if kind is not None and call.body.ignored:
                 response.headers["x-freehold-ignored"] = _header(call.body.ignored)
             if call.warnings:
@@ -145,8 +147,7 @@ class _Handling:
         self._service.metrics.failed(self._endpoint.path, answer.status)
         if answer.status >= 500:
             log.error("request %s failed: %s", request_id, error, exc_info=error)
-        headers = {"x-request-id": request_id, **answer.headers}
-        return Json(error_body(answer, dialect_of(path), request_id), answer.status, headers)
+        return error_answer(answer, path, request_id)
 
 
 async def _unless_gone(
@@ -176,8 +177,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
         answer = ApiError(405, f"{path} does not take {request.method}; see /docs for what there is")
     else:
         answer = ApiError(404, f"there is nothing at {path}; see /docs for what there is")
-    headers = dict(getattr(error, "headers", None) or {})
-    return Json(error_body(answer, dialect_of(path), new_request_id()), status, headers)
+    answer.headers |= getattr(error, "headers", None) or {}
+    return error_answer(answer, path, request.scope.get("freehold.request_id") or new_request_id())
 
 
 def _header(words: Sequence[str]) -> str:

@@ -77,6 +77,10 @@ def parse_json(raw: bytes) -> Any:
     except ValueError as error:  # a number with thousands of digits
         raise ApiError(400, f"the request body cannot be read: {error}"[:200]) from None
     _check_depth(value)
+    if "\\u" in text and _holds_surrogate(value):
+        raise ApiError(
+            400, "the request body has a text with half of a surrogate pair (\\ud800 to \\udfff); expected text"
+        )
     return value
 
 
@@ -101,6 +105,15 @@ def _check_depth(value: Any) -> None:
             return
         level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
     raise _too_deep()
+
+
+def _holds_surrogate(value: Any) -> bool:
+    """Whether some text could not be written as UTF-8. Whole pairs were joined when they were read."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _too_deep() -> ApiError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from starlette.responses import Response
 
 from freehold.server.body import Body
+from freehold.server.errors import ApiError, dialect_of, error_body
 from freehold.server.sse import EventStream, dumps
 
 if TYPE_CHECKING:
@@ -72,3 +73,9 @@ class Json(Response):
 
     def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(dumps(content), status, headers)
+
+
+def error_answer(error: ApiError, path: str, request_id: str) -> Json:
+    """The response that says an error, in the words of the protocol whose path it is."""
+    ids = {"x-request-id": request_id, "request-id": request_id}  # the second is where Anthropic's clients look
+    return Json(error_body(error, dialect_of(path), request_id), error.status, {**ids, **error.headers})

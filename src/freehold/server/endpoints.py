@@ -12,6 +12,7 @@ from freehold.server import (
     openai_chat,
     openai_completions,
     openai_models,
+    responses,
     tokens,
 )
 from freehold.server.endpoint import Endpoint
@@ -26,6 +27,7 @@ def all_endpoints(*, strip_volatile: bool = True) -> tuple[Endpoint, ...]:
         *openai_chat.ENDPOINTS,
         *openai_completions.ENDPOINTS,
         *openai_models.ENDPOINTS,
+        *responses.endpoints(),
         *anthropic.endpoints(drop_billing_line=strip_volatile),
         *(endpoint for endpoint in ollama.ENDPOINTS if endpoint.path != "/"),  # ours says more
         *tokens.ENDPOINTS,

@@ -21,8 +21,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freehold.errors import RequestError
-from freehold.server.endpoint import Json
-from freehold.server.errors import ApiError, dialect_of, error_body
+from freehold.server.endpoint import error_answer
+from freehold.server.errors import ApiError
 from freehold.server.metrics import Metrics
 
 log = logging.getLogger("freehold.server.access")
@@ -111,8 +111,7 @@ class Guard:
                 return Response(status_code=204, headers=_preflight(head))
             scope["freehold.namespace"] = self._namespace(head, scope["path"])
         except ApiError as error:
-            headers = {"x-request-id": request_id, **error.headers}
-            return Json(error_body(error, dialect_of(scope["path"]), request_id), error.status, headers)
+            return error_answer(error, scope["path"], request_id)
         return None
 
     def _check_host(self, head: _Head) -> None:

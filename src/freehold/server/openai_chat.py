@@ -22,7 +22,6 @@ from freehold.server.service import whole
 from freehold.server.sse import EventStream
 from freehold.server.sse import event as sent
 from freehold.text.chat import Message
-from freehold.text.harmony_system import EFFORTS
 from freehold.text.request import ChatRequest
 
 _JSON_ONLY = "use response_format, which takes json_schema, grammar and regex"
@@ -88,11 +87,10 @@ async def create(call: Call) -> Json | EventStream:
     n = body.n or 1
     ticket = await call.accept(body.model, request)
     answer = Completion(ticket, request.tools, n)
-    headers = _effort_header(request)
     if not body.stream:
-        return Json(answer.whole(await whole(ticket, n)), headers=headers)
+        return Json(answer.whole(await whole(ticket, n)))
     with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return EventStream(answer.pieces(with_usage), partial(_failure, call.request_id), headers=headers)
+    return EventStream(answer.pieces(with_usage), partial(_failure, call.request_id))
 
 
 def to_request(body: ChatBody, namespace: str) -> ChatRequest:
@@ -158,11 +156,6 @@ def _plain_part(part: Any) -> Any:
         return part
     plain = {key: value for key, value in part.items() if key not in ("cache_control", "prompt_cache_breakpoint")}
     return {"type": "text", "text": plain.get("refusal")} if plain.get("type") == "refusal" else plain
-
-
-def _effort_header(request: ChatRequest) -> dict[str, str]:
-    asked = request.reasoning_effort or request.template_options.get("reasoning_effort")
-    return {"x-freehold-reasoning-effort": EFFORTS[asked]} if isinstance(asked, str) and asked in EFFORTS else {}
 
 
 def _failure(request_id: str, error: ApiError) -> bytes:

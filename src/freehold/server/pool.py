@@ -142,11 +142,6 @@ class ModelPool:
         """The models in memory, those that are about to leave it included."""
         return [*self._residents.values(), *self._dropped]
 
-    @property
-    def n_leases(self) -> int:
-        """Uses of all models."""
-        return sum(resident.n_leases for resident in self.residents)
-
     def engine_counts(self) -> dict[str, Counter[str]]:
         """By model, the growing fields of EngineStats, over all engines it has had."""
         counts = {name: Counter(past) for name, past in self._past.items()}
@@ -176,8 +171,6 @@ class ModelPool:
         loads = [loading.task for loading in self._loading.values() if loading.task is not None]
         return [*loads, *(task for task in self._dropped.values() if task is not None)]
 
-    # Names
-
     def _known(self, *, fresh: bool = False) -> list[ModelSource]:
         """What is loaded, then what could be; looked up anew if that is asked for and some time has passed."""
         now = time.monotonic()
@@ -189,8 +182,6 @@ class ModelPool:
     def _card(self, source: ModelSource) -> ModelCard:
         footprint = self._footprints.get(source.name, Footprint())
         return card_of(source, footprint, self._residents.get(source.name))
-
-    # Use
 
     def _working(self, name: str) -> Resident | None:
         """The loaded model; None if there is none, or none any more. Raises ApiError 503 for one that hangs."""
@@ -223,10 +214,10 @@ class ModelPool:
             left = resident.keep_alive - (time.monotonic() - resident.idle_since)
             resident.timer = asyncio.get_running_loop().call_later(left, self._drop, resident, "idle")
 
-    # Loading
-
     def _begin(self, name: str) -> _Loading:
-        source = next(source for source in self._known() if source.name == name)
+        source = next((source for source in self._known() if source.name == name), None)
+        if source is None:  # it was loaded and failed, and its files are gone by now
+            raise ApiError(404, f"the model {name} is not here any more", code="model_not_found", param="model")
         loading = self._loading[name] = _Loading(source)
         loading.task = asyncio.get_running_loop().create_task(self._load(name, loading))
         return loading
@@ -238,7 +229,9 @@ class ModelPool:
                 resident = await self._loaded(loading.source)
         except Exception as error:
             self.n_loads[name, "failed"] += 1
-            log.error("loading %s failed: %s", name, error, exc_info=not isinstance(error, (ApiError, FreeholdError)))
+            if not self._closing:
+                expected = isinstance(error, (ApiError, FreeholdError))
+                log.error("loading %s failed: %s", name, error, exc_info=not expected)
             _settle(loading.waiters, _load_error(name, error))
         else:
             for waiter in loading.waiters:
@@ -280,8 +273,6 @@ class ModelPool:
         self._footprints[source.name] = footprint
         return resident
 
-    # Room
-
     async def _make_room(self, name: str, needed: int | None) -> int | None:
         """Unload idle models, the least recently used first, until `needed` bytes are free; returns what is free.
 
@@ -290,7 +281,8 @@ class ModelPool:
         """
         while True:
             await self._wait_for_closes()
-            free = self._free_bytes()
+            budget, taken = self.limits.budget, sum(resident.memory for resident in self.residents)
+            free = None if budget is None else budget - taken
             full = self.limits.max_models is not None and len(self.residents) >= self.limits.max_models
             if not full and (free is None or needed is None or needed <= free or not self.residents):
                 return free
@@ -303,10 +295,6 @@ class ModelPool:
         while closes := [task for task in self._dropped.values() if task is not None]:
             await asyncio.wait(closes)
 
-    def _free_bytes(self) -> int | None:
-        budget = self.limits.budget
-        return None if budget is None else budget - sum(resident.memory for resident in self.residents)
-
     def _no_room(self, name: str, needed: int | None, free: int | None, full: bool) -> ApiError:
         busy = ", ".join(f"{resident.name} ({_gb(resident.memory)})" for resident in self.residents)
         if full:
@@ -317,7 +305,7 @@ class ModelPool:
         return ApiError(503, message, code="insufficient_memory", headers={"retry-after": "10"})
 
     def _drop(self, resident: Resident, reason: str, *, in_use: bool = False) -> None:
-        """Take a model out of service, and close it as soon as nobody uses it."""
+        """Take a model out of service, and close it as soon as nobody uses it or can."""
         assert in_use or not resident.n_leases, "a model in use is not unloaded"
         resident.stop_timer()
         del self._residents[resident.name]
@@ -328,7 +316,7 @@ class ModelPool:
         self._close_if_free(resident)
 
     def _close_if_free(self, resident: Resident) -> None:
-        free = not resident.n_leases or self._closing
+        free = not resident.n_leases or resident.pulse.stopped or self._closing
         if free and self._dropped.get(resident, False) is None:
             self._dropped[resident] = asyncio.get_running_loop().create_task(self._close(resident))
 

@@ -33,7 +33,7 @@ class ResponsesApi:
     """The handlers, around the store of responses."""
 
     def __init__(self, store: ResponseStore | None = None) -> None:
-        self.store = store or ResponseStore()
+        self.store = ResponseStore() if store is None else store
 
     async def create(self, call: Call) -> Json | EventStream:
         """Answer a conversation, and keep the answer."""
@@ -47,6 +47,8 @@ class ResponsesApi:
             for _ in answer.take(event):
                 pass
         self._keep(answer, asked)
+        if answer.ran_out:
+            call.warnings.append("max_output_tokens ran out before the answer began; raise it, or ask for less effort")
         return Json(answer.response)
 
     async def retrieve(self, call: Call) -> Json:

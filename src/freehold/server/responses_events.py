@@ -81,6 +81,12 @@ class Answer:
         if event.text:
             yield self._delta(event)
 
+    @property
+    def ran_out(self) -> bool:
+        """Whether the tokens were spent before anything was said or called."""
+        silent = all(item["type"] == "reasoning" for item in self._items)
+        return silent and self.response["status"] == "incomplete"
+
     def fail(self, error: ApiError, message: str) -> Sent:
         """The event that says that the answer broke off, with what there is of it."""
         if self._open is not None:

@@ -1,8 +1,8 @@
 """Items of the Responses API as a conversation in our own form.
 
-Owns what becomes of each item, and where one turn of the assistant ends: items are finer than our Messages, so reasoning,
-text and calls of one turn are put together again. Items of a request, of a stored conversation and of our own output are
-the same, and all are read here. Knows no events and no endpoints.
+Owns what becomes of each item, and where one turn of the assistant ends: items are finer than our Messages, so
+reasoning, text and calls of one turn are put together again. Items of a request, of a stored conversation and of our
+own output are the same, and all are read here. Knows no events and no endpoints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The items of the Responses API, declared: what a client may send, what a stored conversation and our answers are made of.
+"""The items of the Responses API, declared: what clients send, and what stored conversations and answers are made of.
 
 Owns which items and parts there are, what is said of those that there are not, and the ids of our own. What becomes of
 items is responses_input's matter. Knows no events and no endpoints.

@@ -30,7 +30,6 @@ from freehold.server.responses_store import ResponseStore, StoredItem
 from freehold.server.responses_tools import Offer, read_offer
 from freehold.server.service import Ticket
 from freehold.text.chat import Message
-from freehold.text.harmony_system import EFFORTS
 from freehold.text.request import ChatRequest
 
 LOGPROBS = "message.output_text.logprobs"
@@ -133,7 +132,6 @@ class Asked:
     def head(self, ticket: Ticket) -> dict[str, Any]:
         """The fields of the response that are known before anything is generated."""
         body, request, text = self.body, self.request, self.body.text or TextConfig()
-        effort = request.reasoning_effort
         verbosity = {} if text.verbosity is None else {"verbosity": text.verbosity}
         return {
             "id": f"resp_{secrets.token_hex(24)}",
@@ -145,7 +143,7 @@ class Asked:
             "tools": self.offer.shown,
             "tool_choice": body.tool_choice or "auto",
             "parallel_tool_calls": request.parallel_calls,
-            "reasoning": {"effort": EFFORTS.get(effort, effort) if effort else None, "summary": None},
+            "reasoning": {"effort": ticket.effort, "summary": None},
             "text": {"format": _shown_format(text.format), **verbosity},
             "truncation": "disabled",
             "temperature": body.temperature,

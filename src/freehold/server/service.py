@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +32,13 @@ MAX_ANSWERS = 16
 @dataclass(frozen=True)
 class ServiceLimits:
     """timeout: seconds a request may take in all, its wait in the queue included; None is no limit. enforce: whether
-    calls of tools are bound to their declarations, as ChatRequest.enforce.
+    calls of tools are bound to their declarations, as ChatRequest.enforce. effort: what a request that asks for no
+    reasoning effort gets; None leaves it to the model's format.
     """
 
     timeout: float | None = 3600.0
     enforce: bool = True
+    effort: str | None = None
 
 
 class Service:
@@ -63,19 +65,35 @@ class Service:
         lease = await self.pool.lease(model)
         try:
             lease.queue.check()  # before the work of rendering
-            if isinstance(request, ChatRequest):
-                messages = self.turns.recall(lease.name, request.namespace, request.messages)
-                enforce = request.enforce and self.limits.enforce
-                request = dataclasses.replace(request, messages=messages, enforce=enforce)
-                prepared = await asyncio.to_thread(lease.model.prepare, request)
-            else:
-                prepared = await asyncio.to_thread(lease.model.prepare_raw, request)
+            request, prepared = await self._prepared(lease, request)
             if self._ended:
                 raise shutting_down()
             return Ticket(self, lease, lease.queue.join(request.namespace), request, prepared, started_at)
         except BaseException:
             lease.release()
             raise
+
+    async def count(self, model: str, request: ChatRequest) -> int:
+        """The length in tokens of the prompt that a request is. Takes no place in the queue. Raises as `accept`."""
+        lease = await self.pool.lease(model)
+        try:
+            return (await self._prepared(lease, request))[1].n_prompt
+        finally:
+            lease.release()
+
+    async def _prepared(
+        self, lease: Lease, request: ChatRequest | RawRequest
+    ) -> tuple[ChatRequest | RawRequest, Prepared]:
+        """The request as this server serves it, and what the model makes of it."""
+        if isinstance(request, RawRequest):
+            return request, await asyncio.to_thread(lease.model.prepare_raw, request)
+        served = dataclasses.replace(
+            request,
+            messages=self.turns.recall(lease.name, request.namespace, request.messages),
+            enforce=request.enforce and self.limits.enforce,
+            default_effort=request.default_effort or self.limits.effort,
+        )
+        return served, await asyncio.to_thread(lease.model.prepare, served)
 
     def drain(self) -> None:
         """Refuse new requests; those that were accepted go on."""
@@ -105,6 +123,7 @@ class Ticket:
         self.created = int(time.time())
         self.request = request
         self.n_prompt = prepared.n_prompt
+        self.effort = prepared.effort
         self._service = service
         self._lease = lease
         self._place = place
@@ -166,7 +185,7 @@ class Ticket:
             self._wake.clear()
             self._check()
             for number, stream in tuple(running.items()):
-                for event in _news(stream):
+                for event in stream.poll():
                     if waiting_for_first:
                         waiting_for_first = False
                         self._service.metrics.first_token(self.model, time.perf_counter() - self._started_at)
@@ -183,14 +202,10 @@ class Ticket:
     def _account(self, stream: Stream, finish: Event) -> None:
         reply = stream.reply()
         self._service.metrics.answered(self.model, reply)
-        if isinstance(self.request, ChatRequest) and finish.finish_reason in ("stop", "tool_calls"):
+        # What a stop string cut off was sampled, but never said.
+        is_whole = finish.finish_reason in ("stop", "tool_calls") and finish.stop is None
+        if isinstance(self.request, ChatRequest) and is_whole:
             self._service.turns.keep(self.model, self.request.namespace, self.request.messages, reply)
-
-
-def _news(stream: Stream) -> Iterator[Event]:
-    """What can be read by now. Asked twice, because an error that comes right behind tokens is kept back with them."""
-    yield from stream.poll()
-    yield from stream.poll()
 
 
 async def whole(ticket: Ticket, n: int = 1) -> list[list[Event]]:

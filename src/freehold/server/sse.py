@@ -36,8 +36,9 @@ DONE = b"data: [DONE]\n\n"
 class EventStream:
     """An ASGI response made of the byte pieces of `pieces`, which is closed when the client goes away.
 
-    failure renders what is said to the client when `pieces` raises, which by then can only be said within the stream; the
-    error is raised again, for the log. keep_alive is sent whenever nothing else was for `interval` seconds; None sends nothing.
+    failure renders what is said to the client when `pieces` raises, which by then can only be said within the stream;
+    the error is raised again, for the log. keep_alive is sent whenever nothing else was for `interval` seconds; None
+    sends nothing.
     """
 
     def __init__(

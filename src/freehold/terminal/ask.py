@@ -15,8 +15,8 @@ from freehold.terminal.display import Display, tell_calls
 from freehold.text.chat import Message
 
 if TYPE_CHECKING:
-    from freehold.reply import Reply
     from freehold.prepared import SamplingOptions
+    from freehold.reply import Reply
     from freehold.runtime import LocalModel
 
 EFFORTS = ("low", "medium", "high")

@@ -52,6 +52,7 @@ class ServeOptions:
     max_body: str
     grace: float
     enforce: bool
+    effort: str | None
     strip_volatile: bool
     log_requests: bool
 
@@ -75,7 +76,7 @@ def serve(options: ServeOptions, loading: LoadOptions) -> int:
         queue=QueueLimits(options.max_running, options.max_queue),
         default=only_model(names, library) if options.any_name else None,
     )
-    service = Service(pool, Metrics(), ServiceLimits(options.timeout or None, options.enforce))
+    service = Service(pool, Metrics(), ServiceLimits(options.timeout or None, options.enforce, options.effort))
     endpoints = all_endpoints(strip_volatile=options.strip_volatile)
     app = create_app(service, endpoints, AppOptions(max_body, log_bodies=options.log_requests, guard=guard))
     port = sockets[0].getsockname()[1]
@@ -90,7 +91,7 @@ def serve(options: ServeOptions, loading: LoadOptions) -> int:
 
 def greeting(host: str, port: int, models: Sequence[str], has_keys: bool) -> str:
     """What people need to know to use the server: what is served, where, and what to tell their tools."""
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     base = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
     more = f" and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
     key = "YOUR_KEY" if has_keys else "none"

@@ -6,7 +6,7 @@ Owns nothing else, so that the command line can import it without the server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -56,6 +56,10 @@ MaxBody = Annotated[str, typer.Option(help="Size of a request.")]
 Grace = Annotated[float, typer.Option(min=0, help="Seconds that running requests get to finish on Ctrl-C or SIGTERM.")]
 NoEnforce = Annotated[
     bool, typer.Option("--no-enforce", help="Do not bind tool calls to their declarations while they are generated.")
+]
+Effort = Annotated[
+    Literal["low", "medium", "high"] | None,
+    typer.Option(show_default=False, help="How much to think where a request does not say."),
 ]
 StripVolatile = Annotated[
     bool,

@@ -20,7 +20,7 @@ from freehold.text.harmony_builtins import BUILTIN_RECIPIENTS
 from freehold.text.harmony_grammar import turn_grammar
 from freehold.text.harmony_parser import HarmonyParser
 from freehold.text.harmony_replay import Rendered, Replay
-from freehold.text.harmony_system import SystemOptions, system_text
+from freehold.text.harmony_system import SystemOptions, effective_effort, system_text
 from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.harmony_tools import Namespace, tools_section
 from freehold.text.request import ChatRequest
@@ -50,6 +50,11 @@ class Harmony:
         self._tokenizer = tokenizer
         self._tokens = tokens
         self._replay = Replay(tokenizer, tokens)
+
+    def effort(self, options: Mapping[str, Any]) -> str | None:
+        """Low, medium or high."""
+        effort = options.get("reasoning_effort")
+        return effective_effort(SystemOptions.reasoning_effort if effort is None else effort)
 
     def render(
         self,

@@ -49,6 +49,7 @@ class ChatRequest:
     model may, must or must not call them is `tool_choice`; `parallel_calls` allows several calls in one turn, where the
     format can. `answer` binds the visible answer, never the reasoning. `enforce` False leaves the form of calls to the
     model; a choice and an answer's grammar hold all the same.
+    reasoning_effort None means `default_effort` for a format that knows efforts, then what template_options say.
     stop strings end the answer and are not part of it. max_tokens None means as many as the context holds; more than
     it holds is cut to it. sampling: fields of core.SamplingParams by name; absent ones take the model's own.
     namespace: only requests of one namespace share cached prefixes and remembered turns.
@@ -61,6 +62,7 @@ class ChatRequest:
     answer: Grammar | None = None
     enforce: bool = True
     reasoning_effort: str | None = None
+    default_effort: str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
@@ -82,6 +84,13 @@ class ChatFormat(Protocol):
     @property
     def sampling(self) -> Mapping[str, float]:
         """SamplingParams by name, where its publisher recommends the same for every model that speaks it."""
+        ...
+
+    def effort(self, options: Mapping[str, Any]) -> str | None:
+        """How hard a rendering with these options tells the model to think; None for a format that does not say.
+
+        Raises RequestError for an effort that the format does not know.
+        """
         ...
 
     def render(

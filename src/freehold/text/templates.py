@@ -58,6 +58,10 @@ class ChatTemplate:
         self._knows_tools = re.search(r"\btools\b", source) is not None
         self._template = _compile(source)
 
+    def effort(self, options: Mapping[str, Any]) -> str | None:
+        """None: what a template makes of its options is its own business."""
+        return None
+
     def render(
         self,
         messages: Sequence[Message],
