@@ -26,6 +26,7 @@ from scripted_model import ASSISTANT, HarmonyByteTokenizer, RoleTemplate, harmon
 from served import running
 
 MODEL = "gpt-oss-20b"
+THOUGHT = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
 
 Script = Callable[[str], str]
 """From a prompt to the answer, in harmony with its control tokens by name."""

@@ -166,12 +166,19 @@ def test_probes(talker: Talker) -> None:
     assert talker.http.get("/api/nothing").json()["error"].startswith("there is nothing at /api/nothing")
 
 
+def test_a_pull_of_what_is_here_has_nothing_to_do(talker: Talker) -> None:
+    """Codex and others pull a model before its first use, and give up where that fails."""
+    assert talker.ollama.pull("smollm2:latest").status == "success"
+    assert [step.status for step in talker.ollama.pull("SmolLM2", stream=True)] == ["success"]
+    assert talker.http.post("/api/pull", json={}).status_code == 400
+
+
 def test_no_request_changes_models(talker: Talker) -> None:
     client = talker.ollama
     for change in (
-        lambda: client.pull("SmolLM2"),
+        lambda: client.pull("llama3.2"),
         lambda: client.pull("http://169.254.169.254/x", insecure=True),
-        lambda: list(client.pull("SmolLM2", stream=True)),
+        lambda: list(client.pull("llama3.2", stream=True)),
         lambda: client.push("SmolLM2"),
         lambda: client.create("x", from_="SmolLM2"),
         lambda: client.copy("SmolLM2", "x"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import cast
 
 import numpy as np
@@ -112,10 +113,10 @@ def test_parts_are_checked_without_a_tokenizer() -> None:
 
 
 def test_a_dead_end_ends_the_generation_with_a_clear_error() -> None:
-    constraint = GRAMMARS.compile('start: "x" dead\ndead: "y" dead')
+    constraint = GRAMMARS.compile('start: /[ab]/ /[cd]/ dead\ndead: "y" dead')
+    constraint.accept(ord("a"))
     with pytest.raises(EngineError, match="can no longer be followed"):
-        for _ in range(10_000):
-            constraint.accept(allowed(constraint)[0])
+        constraint.accept(ord("c"))
 
 
 def test_an_id_that_the_mask_forbids_is_an_error_and_stays_one() -> None:
@@ -129,8 +130,7 @@ def test_an_id_that_the_mask_forbids_is_an_error_and_stays_one() -> None:
 def test_a_grammar_too_ambiguous_to_follow_ends_the_generation() -> None:
     constraint = GRAMMARS.compile('start: item+\nitem: b+\nb: "a" | "aa" | item')
     with pytest.raises(EngineError, match="too complex"):
-        for _ in range(5000):
-            constraint.accept(ord("a"))
+        deque((constraint.accept(ord("a")) for _ in range(5000)), maxlen=0)
 
 
 def test_answers_to_one_grammar_do_not_disturb_each_other() -> None:

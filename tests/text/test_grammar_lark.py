@@ -87,7 +87,7 @@ def test_a_lark_grammar_binds_the_whole_text() -> None:
         ('?start: inner # a comment "z"\n!inner: "a"\n  | "a"', "a"),
         ('start: A\nA: "a".."a"  // <|call|> in a comment is none', "a"),
         ('start: "<|call|>" /<\\|end\\|>/', "<|call|><|end|>"),
-        ('start: "a" [b c]{2} b\nb: "b"{1,1}\nc: "c"{ ,1}\n', "abcbcb"),
+        ('start: "a" (b c){2} b\nb: "b"{1,1}\nc: "c"{ 1 }\n', "abcbcb"),
         ('start: a-b\na-b: "}" "@}" "{"', "}@}{"),
         ('start: "\\u0041\\\\"', "A\\"),
     ],

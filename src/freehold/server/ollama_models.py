@@ -20,6 +20,7 @@ from freehold.server.endpoint import Call, Endpoint, Handler, Json
 from freehold.server.errors import ApiError
 from freehold.server.ollama_answer import timestamp
 from freehold.server.resident import ModelCard
+from freehold.server.sse import dumps
 from freehold.text.chat import Message
 from freehold.text.request import ChatFormat
 from freehold.text.templates import ChatTemplate
@@ -42,6 +43,15 @@ class ShowBody(Body):
     model: str | None = Field(None, min_length=1, max_length=512)
     name: str | None = Field(None, max_length=512, description="The older name of model.")
     verbose: bool | None = None
+
+
+class PullBody(Body):
+    """What POST /api/pull takes."""
+
+    model: str | None = Field(None, min_length=1, max_length=512)
+    name: str | None = Field(None, max_length=512, description="The older name of model.")
+    stream: bool | None = Field(None, description="Answered as a line of JSON unless false.")
+    insecure: bool | None = Field(None, description="Accepted, without effect.")
 
 
 def way_to_think(chat_format: ChatFormat) -> Literal["levels", "switch"] | None:
@@ -70,11 +80,7 @@ async def running(call: Call) -> Json:
 
 async def show(call: Call) -> Json:
     """What is known of a model. Nothing is loaded for it; of one that is loaded, more is known."""
-    body: ShowBody = call.body
-    name = body.model or body.name
-    if name is None:
-        raise ApiError(400, "model is missing; expected the name of a model", param="model")
-    card = call.service.pool.card(name)
+    card = call.service.pool.card(_named(call.body))
     chat_format = None
     if card.loaded:
         lease = await call.service.pool.lease(card.name)
@@ -100,6 +106,18 @@ async def show(call: Call) -> Json:
     return Json(answer)
 
 
+async def pull(call: Call) -> Response:
+    """Nothing to do for a model that is here: clients pull what they are about to use. Others are not fetched."""
+    body: PullBody = call.body
+    name = _named(body)
+    try:
+        call.service.pool.resolve(name)
+    except ApiError as error:
+        raise ApiError(403, f"{error.message} {_PULL}", param="model") from None
+    done = {"status": "success"}
+    return Json(done) if body.stream is False else Response(dumps(done) + b"\n", media_type="application/x-ndjson")
+
+
 async def version(call: Call) -> Json:
     """The version of Ollama's API that is answered."""
     return Json({"version": API_VERSION})
@@ -108,6 +126,13 @@ async def version(call: Call) -> Json:
 async def greeting(call: Call) -> Response:
     """A sign of life, for clients that look at the root."""
     return PlainTextResponse(GREETING)
+
+
+def _named(body: ShowBody | PullBody) -> str:
+    name = body.model or body.name
+    if name is None:
+        raise ApiError(400, "model is missing; expected the name of a model", param="model")
+    return name
 
 
 def _abilities(chat_format: ChatFormat | None) -> list[str]:
@@ -171,12 +196,11 @@ def _refusing(status: int, message: str) -> Handler:
     return refuse
 
 
-_PULL = "models are fetched on the server's own command line (freehold pull NAME), never for a request"
+_PULL = "Models are fetched on the server's own command line (freehold pull NAME), never for a request"
 _BY_HAND = "this server changes no models for a request; see freehold pull, ls and rm on its own command line"
 _EMBED = "this server answers in text and computes no embeddings; ask a server for embedding models"
 
 _REFUSED = (
-    Endpoint("POST", "/api/pull", _refusing(403, _PULL), "Refused: fetch a model", "Ollama", statuses=(403,)),
     Endpoint("POST", "/api/push", _refusing(403, _BY_HAND), "Refused: publish a model", "Ollama", statuses=(403,)),
     Endpoint("POST", "/api/create", _refusing(403, _BY_HAND), "Refused: make a model", "Ollama", statuses=(403,)),
     Endpoint("POST", "/api/copy", _refusing(403, _BY_HAND), "Refused: copy a model", "Ollama", statuses=(403,)),
@@ -193,5 +217,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/api/ps", running, "The models in memory", "Ollama"),
     Endpoint("GET", "/api/version", version, "The version of Ollama's API", "Ollama", public=True),
     Endpoint("POST", "/api/show", show, "What is known of a model", "Ollama", body=ShowBody, statuses=(404,)),
+    Endpoint(
+        "POST",
+        "/api/pull",
+        pull,
+        "Nothing for a model that is here; refused for others",
+        "Ollama",
+        body=PullBody,
+        answers=("application/x-ndjson", "application/json"),
+        statuses=(403,),
+    ),
     *_REFUSED,
 )

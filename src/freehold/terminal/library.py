@@ -172,9 +172,14 @@ def _conversations(plan: MemoryPlan) -> int:
 
 def _named_source(name: str, path: Path) -> ModelSource:
     files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
-    container = files[0].suffix.lstrip(".") if files else None
+    entry = find_entry(name)  # a model of the catalogue has its other names wherever it lies
+    aliases = (entry.name, *entry.aliases) if entry else ()
     return ModelSource(
-        name, (), int(path.stat().st_mtime), sum(file.stat().st_size for file in files) or None, container
+        name=name,
+        aliases=tuple(alias for alias in aliases if alias != name.lower()),
+        created=int(path.stat().st_mtime),
+        n_bytes=sum(file.stat().st_size for file in files) or None,
+        format=files[0].suffix.lstrip(".") if files else None,
     )
 
 

@@ -142,11 +142,14 @@ def flaw_of(source: str) -> str | None:
 
 
 def _flaw_of(matcher: llguidance.LLMatcher, n_ids: int) -> str | None:
-    if not matcher.is_error():
-        first = _mask(matcher.deep_copy(), n_ids)
-        if first[:n_ids].any():
-            return None
-    return _reason(matcher.get_error()) or "no text matches it but the empty one"
+    """Why not even a first token can be had under a grammar that compiled, or did not."""
+    trial = matcher.deep_copy()
+    first = np.flatnonzero(_mask(trial, n_ids)[:-1])
+    if trial.is_error():
+        return _reason(trial.get_error())
+    if not len(first):
+        return "no text matches it"
+    return None if trial.consume_token(int(first[0])) else _reason(trial.get_error())
 
 
 def _mask(matcher: llguidance.LLMatcher, n_ids: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -228,4 +231,6 @@ def _reason(error: str) -> str:
     lines = error.strip().splitlines() or [""]
     gist = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     gist = re.sub(r"^(at )?\d+\(\d+\): ", "", gist.strip())
+    if gist.startswith("NoExtension"):
+        return "no text matches it"
     return gist.removeprefix("failed to compile JSON schema: ").removeprefix("Unsatisfiable schema: ")[:300]

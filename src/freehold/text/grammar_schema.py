@@ -12,6 +12,7 @@ strings, blanks are the model's own.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -50,7 +51,7 @@ _OPENAPI = ("example", "nullable", "discriminator", "externalDocs", "xml")
 _WITHOUT_EFFECT = frozenset((*_ANNOTATIONS, *_IDENTITY, *_OPENAPI))
 """What forbids nothing by itself, nor did in OpenAPI."""
 
-_MAX_TRIALS = 400  # schemas tried to find the one that the library does not like
+_MAX_SECONDS = 1.0  # spent on finding what the library does not like
 _MAX_REPAIRS = 16
 
 
@@ -108,6 +109,7 @@ class _Reading:
     unenforced: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._deadline = time.monotonic() + _MAX_SECONDS
         self._names: dict[str, str] = {}  # reference -> key of its target
         self._unread: list[tuple[str, str]] = []  # (reference, key)
         self.schema = self._read(self.root, self.where)
@@ -143,13 +145,11 @@ class _Reading:
 
     def _culprit(self) -> tuple[_Node, str, str] | None:
         """The innermost schema that the library refuses by itself, the keyword without which it does not, and why."""
-        n_trials = 0
         for stubs in (True, False):
             for node in self.nodes:
-                reason = self.flaw(node.schema, stubs)
-                n_trials += 1
-                if n_trials > _MAX_TRIALS:
+                if time.monotonic() > self._deadline:
                     return None
+                reason = self.flaw(node.schema, stubs)
                 # The shape of a value is worth more than its limits.
                 for keyword in sorted(node.schema, key=_gives_shape) if reason else ():
                     if not self.flaw({k: v for k, v in node.schema.items() if k != keyword}, stubs):
