@@ -232,7 +232,7 @@ struct Recorded {
     vocab = w->weight.n_rows;
     program.add({.kind = Step::HEAD, .linear = op});
   }
-  void run(In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seq_starts, In<int32_t, 2> block_table,
+  bool run(In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seq_starts, In<int32_t, 2> block_table,
            In<int32_t, 1> logit_rows, Out<uint16_t, 2> kv, Out<float, 2> logits) {
     const BatchView batch{tokens.data(),           positions.data(),       seq_starts.data(),      block_table.data(),
                           logit_rows.data(),       (int)tokens.size(),     (int)seq_starts.size() - 1, (int)block_table.shape(1),
@@ -242,7 +242,7 @@ struct Recorded {
     require(batch.block_elems >= kv_elems, "KV blocks are too small for this model");
     check_indices(batch, (int64_t)kv.shape(0));
     nb::gil_scoped_release release;
-    program.run(batch);
+    return program.run(batch);
   }
   // Everything that becomes an address is checked here, once per batch.
   void check_indices(const BatchView &b, int64_t n_blocks) const {
@@ -332,5 +332,6 @@ NB_MODULE(_kernels, m) {
            nb::arg().none(), nb::arg().none(), nb::arg())
       .def("combine", &Recorded::combine, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
       .def("head", &Recorded::head, nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
-      .def("run", &Recorded::run);
+      .def("run", &Recorded::run)
+      .def("interrupt", [](Recorded &self) { self.program.interrupt(); });
 }

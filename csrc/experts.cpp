@@ -91,7 +91,7 @@ void Program::group(Routing &r, int n_pairs) const {
 // Calls work(run, first panel, last panel) for pieces of all runs, until none is left.
 template <class F> void Program::share_panels(const ExpertsOp &op, std::atomic<int> &next, int n_runs, const F &work) {
   const int64_t panels = op.weights[0].n_panels(), total = n_runs * panels;
-  for (int64_t begin, end; claim(next, total, pool_->size(), kernels_.tile_tokens ? 2 : 1, begin, end);)
+  for (int64_t begin, end; claim(next, unwanted_, total, pool_->size(), kernels_.tile_tokens ? 2 : 1, begin, end);)
     for (int64_t at = begin; at < end;) {
       const int64_t stop = std::min(end, (at / panels + 1) * panels);
       work((int)(at / panels), at % panels, stop - at / panels * panels);

@@ -72,10 +72,13 @@ void Program::add(Step step) {
   next_ = std::make_unique<std::atomic<int>[]>(steps_.size());
 }
 
-void Program::run(const BatchView &batch) {
+bool Program::run(const BatchView &batch) {
+  unwanted_.store(false, std::memory_order_relaxed);
+  last_step_.store(SIZE_MAX, std::memory_order_relaxed);
   reserve(batch);
   for (size_t i = 0; i < steps_.size(); i++) next_[i].store(0, std::memory_order_relaxed);
   pool_->run([&](int worker, int) { work(batch, worker); });
+  return last_step_.load(std::memory_order_relaxed) == SIZE_MAX;
 }
 
 // Everything that may allocate happens here, before the workers start.
@@ -173,7 +176,11 @@ void Program::work(const BatchView &batch, int worker) {
         if (batch.n_logits) linear(step.linear, logit_runs_, batch.logit_rows, batch.logits, next_[i], worker);
         break;
     }
+    // One worker decides for all, by number: whoever passes this barrier late must not act on what is decided at the next. Pieces
+    // that others left unclaimed are only missed if that worker saw the flag as well; else it has computed them.
+    if (worker == 0 && unwanted_.load(std::memory_order_relaxed)) last_step_.store(i, std::memory_order_relaxed);
     pool_->barrier().wait();
+    if (last_step_.load(std::memory_order_relaxed) <= i) return;
   }
 }
 
@@ -216,7 +223,7 @@ void Program::multiply(const LinearOp &op, ActivationStore &store, const std::ve
   int64_t total = 0;
   for (const Product &p : op.products) total += p.weight.n_panels();
   const int64_t pair = kernels_.tile_tokens ? 2 : 1;  // tiles take two panels at a time
-  for (int64_t begin, end; claim(next, total, pool_->size(), pair, begin, end);) {
+  for (int64_t begin, end; claim(next, unwanted_, total, pool_->size(), pair, begin, end);) {
     int64_t first = 0;  // panel number, over all products, where this product starts
     for (const Product &p : op.products) {
       const int64_t p0 = std::max<int64_t>(begin - first, 0), p1 = std::min(end - first, p.weight.n_panels());
@@ -239,7 +246,11 @@ void Program::attention(const AttentionOp &op, const BatchView &batch, std::atom
   const auto &tiles = tiles_[&next - next_.get()];
   bool decoded = false;
   for (const Tile &t : tiles) decoded |= t.split >= 0;
-  for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < (int)tiles.size();) attend_tile(op, batch, tiles[i], worker);
+  while (!unwanted_.load(std::memory_order_relaxed)) {
+    const int i = next.fetch_add(1, std::memory_order_relaxed);
+    if (i >= (int)tiles.size()) break;
+    attend_tile(op, batch, tiles[i], worker);
+  }
   if (!decoded) return;
   pool_->barrier().wait();
   merge_decoded(op, batch, worker);

@@ -80,8 +80,10 @@ struct BatchView {
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // The next piece of `total` items, claimed from a counter that workers share: large at first, one item at last, so that all end
-// together and few claims are made. Sizes are multiples of `align`. False when nothing is left.
-inline bool claim(std::atomic<int> &next, int64_t total, int n_workers, int64_t align, int64_t &begin, int64_t &end) {
+// together and few claims are made. Sizes are multiples of `align`. False when nothing is left, or nobody wants the rest.
+inline bool claim(std::atomic<int> &next, const std::atomic<bool> &unwanted, int64_t total, int n_workers, int64_t align, int64_t &begin,
+                  int64_t &end) {
+  if (unwanted.load(std::memory_order_relaxed)) return false;
   int at = next.load(std::memory_order_relaxed);
   do {
     if (at >= total) return false;
@@ -98,7 +100,10 @@ class Program {
   int add_rope(std::vector<double> inverse_frequencies, double scale);
   int add_routing(int n_experts, int k);
   void add(Step step);
-  void run(const BatchView &batch);
+  // False if `interrupt` ended it early: the logits then mean nothing, and the batch's KV has to be computed again.
+  bool run(const BatchView &batch);
+  // Ends the run under way soon, if there is one. Any thread may call it at any time.
+  void interrupt() { unwanted_.store(true, std::memory_order_relaxed); }
   const char *isa() const { return kernels_.isa; }
   int n_threads() const { return pool_->size(); }
   int64_t width(int buffer) const { return widths_.at(buffer); }
@@ -175,6 +180,8 @@ class Program {
   std::vector<Rope> ropes_;
   std::vector<std::vector<Tile>> tiles_;                 // per step; only attention has some
   std::unique_ptr<std::atomic<int>[]> next_;             // per step: the next piece of work to be claimed
+  std::atomic<bool> unwanted_{false};                    // nobody wants the run's result any more
+  std::atomic<size_t> last_step_{SIZE_MAX};              // after which all workers leave an unwanted run
   std::vector<float> partials_;                          // decode: softmax states of all splits
   int max_splits_ = 0;
   std::vector<Run> runs_, logit_runs_;                   // of the batch's tokens, and of its rows that need logits

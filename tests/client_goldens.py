@@ -47,6 +47,7 @@ def recording(name: str) -> list[dict[str, Any]]:
 
 def _recorded(request: Request) -> dict[str, Any]:
     headers = {name: value for name, value in request.headers.items() if name in _HEADERS}
+    headers["user-agent"] = headers["user-agent"].split(" ")[0]  # what follows describes a machine
     return {"path": request.path, "headers": headers, "body": _shortened("", request.body)}
 
 

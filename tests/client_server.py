@@ -14,11 +14,14 @@ from typing import Any, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from freehold.hub.catalog import find_entry
+from freehold.runtime import LocalModel
 from freehold.server.app import create_app
 from freehold.server.endpoints import all_endpoints
 from freehold.server.metrics import Metrics
 from freehold.server.pool import ModelPool
 from freehold.server.service import Service
+from freehold.server.source import Footprint, ModelSource
 from freehold.text.chat import Message as Said
 from freehold.text.harmony import Harmony
 from freehold.text.tokenizer import Tokenizer
@@ -41,6 +44,24 @@ class MarkedHarmony(Harmony):
     def render(self, messages: Sequence[Said], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
         ids = super().render(messages, add_generation_prompt=add_generation_prompt, **options)
         return [*ids, ASSISTANT] if add_generation_prompt else ids
+
+
+class _OneModel:
+    """A server.source.Loader of one model, under all the names that the catalogue has for it."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    def sources(self) -> Sequence[ModelSource]:
+        entry = find_entry(MODEL)
+        assert entry is not None
+        return [ModelSource(MODEL, entry.aliases, 1_700_000_000, 1000, "safetensors")]
+
+    def measure(self, source: ModelSource) -> Footprint:
+        return Footprint()
+
+    def load(self, source: ModelSource, budget: int | None, alive: Callable[[], None]) -> LocalModel:
+        return self._model
 
 
 @dataclass
@@ -119,7 +140,7 @@ def client_server(script: Script, *, context: int = 200_000) -> Iterator[ClientS
     forward = model.script.forward
     # Programs ask for temperature 1, at which the script must still be certain.
     model.script.forward = lambda batch, kv: forward(batch, kv) * 100  # type: ignore[method-assign]
-    service = Service(ModelPool({MODEL: model}), Metrics())
+    service = Service(ModelPool(loader=_OneModel(model)), Metrics())
     requests: list[Request] = []
     with running(_Recorder(create_app(service, all_endpoints()), requests), service) as url:
         yield ClientServer(url, requests, prompts)

@@ -52,6 +52,9 @@ class FakeModel:
         self.before: Callable[[Batch], None] = lambda batch: None
         self.edit: Callable[[list[int], Float32Array], None] = lambda tokens, logits: None
 
+    def interrupt(self) -> None:
+        """A test may set another."""
+
     def new_kv(self, n_blocks: int) -> FakeKV:
         return FakeKV(n_blocks)
 

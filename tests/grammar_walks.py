@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
+from llguidance import LLMatcher
 
 from freehold.core import Constraint
 from freehold.text.grammar import Grammars
@@ -21,6 +22,7 @@ Choice = Callable[[list[int]], int]
 """From the ids that are allowed to the one that is said."""
 
 CLOSERS = tuple(b'}]"')
+CONTROL = frozenset(HarmonyByteTokenizer.special_ids.values())
 
 
 def allowed(constraint: Constraint, vocab_size: int = VOCAB) -> list[int]:
@@ -32,12 +34,15 @@ def allowed(constraint: Constraint, vocab_size: int = VOCAB) -> list[int]:
 
 
 def at_random(seed: int, haste: float = 0.3) -> Choice:
-    """Any allowed id, but now and then one that comes closer to the end, so that the walk has one."""
+    """Any allowed id, but now and then, and ever more often, one that comes closer to the end."""
     source = random.Random(seed)
+    n_chosen = 0
 
     def choose(ids: list[int]) -> int:
-        ending = [id for id in ids if id >= 256] or [id for id in ids if id in CLOSERS]
-        return source.choice(ending if ending and source.random() < haste else ids)
+        nonlocal n_chosen
+        n_chosen += 1
+        ending = [id for id in ids if id in CONTROL] or [id for id in ids if id in CLOSERS]
+        return source.choice(ending if ending and source.random() < haste + n_chosen / 400 else ids)
 
     return choose
 
@@ -52,12 +57,23 @@ def preferring(*texts: str) -> Choice:
     return choose
 
 
+def unforced(source: str, grammars: Grammars = GRAMMARS) -> LLMatcher:
+    """The library's own state at the beginning of a grammar, which takes every token one by one."""
+    grammars.compile(source)
+    return grammars._compiled[source].deep_copy()
+
+
+def follows(source: str | None, ids: Sequence[int], grammars: Grammars = GRAMMARS) -> bool:
+    """Whether a model may say exactly this, and perhaps more."""
+    assert source is not None
+    return unforced(source, grammars).consume_tokens(list(ids))
+
+
 def walk(
     source: str, choose: Choice, *, grammars: Grammars = GRAMMARS, ends: frozenset[int] = ENDS, limit: int = 4000
 ) -> list[int]:
     """What is said until an end id, that one included. Fails if none comes, or if a forced id was not allowed."""
-    constraint = grammars.compile(source)
-    alone = grammars._compiled[source].deep_copy()  # is told of every token, and forces none
+    constraint, alone = grammars.compile(source), unforced(source, grammars)
     said: list[int] = []
     while len(said) < limit:
         id = choose(allowed(constraint))

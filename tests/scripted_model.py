@@ -146,6 +146,9 @@ class ScriptedModel:
         self.inside = 0
         self.overlapped = False
 
+    def interrupt(self) -> None:
+        """Its steps are short."""
+
     def new_kv(self, n_blocks: int) -> Any:
         return SimpleNamespace(n_blocks=n_blocks, tokens=np.full((n_blocks, KV_BLOCK), -1, np.int32))
 

@@ -123,6 +123,10 @@ class Token:
     finish: FinishReason | None = None
 
 
+class Interrupted(Exception):
+    """A forward pass was ended by `interrupt`. Nothing of it counts; it may be run again."""
+
+
 class KVCacheLike(Protocol):
     """Storage behind block ids; `n_blocks` ids from 0 are valid in every layer."""
 
@@ -147,5 +151,12 @@ class Model(Protocol):
         ...
 
     def forward(self, batch: Batch, kv: KVCacheLike) -> Float32Array:
-        """Append the batch's keys and values to `kv` and return logits [n_logits, vocab_size]."""
+        """Append the batch's keys and values to `kv` and return logits [n_logits, vocab_size].
+
+        Raises Interrupted when `interrupt` was called meanwhile.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """End the forward pass under way soon, if there is one and it can be ended. From any thread; never waits."""
         ...

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from freehold.core import KV_BLOCK, Batch, Float32Array, Int32Array, KVCacheLike, Model
+from freehold.core import KV_BLOCK, Batch, Float32Array, Int32Array, Interrupted, KVCacheLike, Model
 from freehold.errors import EngineError
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
@@ -65,4 +65,16 @@ class ExclusiveModel:
                 block_table=np.arange(-(-end // KV_BLOCK), dtype=np.int32)[None],
                 logit_rows=np.arange(end - start, dtype=np.int32),
             )
-            yield self.forward(batch, kv)
+            yield self._whole_pass(batch, kv)
+
+    def _whole_pass(self, batch: Batch, kv: KVCacheLike) -> Float32Array:
+        """A pass that nobody cancels: an interruption was meant for the engine's, which waited for this one."""
+        while True:
+            try:
+                return self.forward(batch, kv)
+            except Interrupted:
+                continue
+
+    def interrupt(self) -> None:
+        """End the forward pass under way soon."""
+        self._inner.interrupt()

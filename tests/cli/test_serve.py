@@ -138,6 +138,8 @@ def test_the_library_of_named_models(tmp_path: Path) -> None:
     assert (source.name, source.n_bytes, source.format) == ("one", 5, "safetensors")
     assert str(tmp_path) not in repr(source)
     assert only_model([], library) == "one"
+    (known,) = Library({"gpt-oss": tmp_path / "one"}, Store(tmp_path / "store"), LoadOptions()).sources()
+    assert (source.aliases, known.aliases) == ((), ("gpt-oss-20b", "gpt-oss:20b"))
     with pytest.raises(NotFoundError):
         only_model([], Library({}, Store(tmp_path / "store"), LoadOptions()))
 

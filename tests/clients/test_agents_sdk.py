@@ -19,7 +19,9 @@ def weather(prompt: str) -> str:
     """Asks for the weather, then tells it."""
     if "sunny in Rome" in prompt:
         return THOUGHT + "<|channel|>final<|message|>It is sunny.<|return|>"
-    return THOUGHT + '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city":"Rome"}<|call|>'
+    return (
+        THOUGHT + '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city":"Rome"}<|call|>'
+    )
 
 
 @pytest.fixture

@@ -80,7 +80,11 @@ def test_a_session_with_a_command_and_a_patch(codex: Codex, tmp_path: Path) -> N
     assert [tool["name"] for tool in first["tools"] if tool["type"] == "custom"] == ["apply_patch"]
     assert [item["type"] for item in second["input"]][-3:] == ["reasoning", "function_call", "function_call_output"]
     assert "a fox" in second["input"][-1]["output"]
-    assert [item["type"] for item in third["input"]][-3:] == ["reasoning", "custom_tool_call", "custom_tool_call_output"]
+    assert [item["type"] for item in third["input"]][-3:] == [
+        "reasoning",
+        "custom_tool_call",
+        "custom_tool_call_output",
+    ]
     assert third["input"][-2]["input"] == PATCH
     (usage,) = [event["usage"] for event in events if event["type"] == "turn.completed"]
     assert usage["cached_input_tokens"] > 0.6 * usage["input_tokens"]  # of three turns, all but the first
@@ -103,7 +107,9 @@ def test_oss_takes_the_server_for_ollama(codex: Codex) -> None:
     settings = snippet("Codex", "sh", 1).text
     (command,) = commands(settings)
     with client_server(looking) as server:
-        variables = {name: value.replace("http://127.0.0.1:11435", server.url) for name, value in exports(settings).items()}
+        variables = {
+            name: value.replace("http://127.0.0.1:11435", server.url) for name, value in exports(settings).items()
+        }
         events = codex(server, *command[1:], **variables)
     assert not server.refused()
     assert [item["text"] for item in done(events, "agent_message")] == ["Two foxes now."]

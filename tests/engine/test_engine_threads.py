@@ -13,13 +13,17 @@ from contextlib import nullcontext
 import pytest
 
 from engine_fakes import FakeKV, FakeModel, Gate, expected_ids, prompt_of
-from freehold.core import Batch, Float32Array, KVCacheLike, SamplingParams
-from freehold.engine import Engine, EngineConfig
+from freehold.core import Batch, Float32Array, Interrupted, KVCacheLike, SamplingParams
+from freehold.engine import Engine, EngineConfig, Generation
 from freehold.errors import EngineError
 
 
 def greedy(n: int) -> SamplingParams:
     return SamplingParams(max_tokens=n)
+
+
+def ids_of(generation: Generation) -> list[int]:
+    return [token.id for token in generation]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -258,3 +262,85 @@ def test_submitting_while_closing_never_leaves_a_reader_waiting() -> None:
         for thread in threads:
             thread.join(timeout=10)
             assert not thread.is_alive()
+
+
+class Interruptible(FakeModel):
+    """Its steps of more than `long` tokens take until they are interrupted."""
+
+    def __init__(self, long: int) -> None:
+        super().__init__()
+        self.wanted = threading.Event()
+        self.inside = threading.Event()
+        self.n_interrupted = 0
+
+        def before(batch: Batch) -> None:
+            if len(batch.tokens) <= long:
+                return
+            self.wanted.clear()
+            self.inside.set()
+            if self.wanted.wait(10):
+                self.n_interrupted += 1
+                raise Interrupted
+
+        self.before = before
+
+    def interrupt(self) -> None:
+        self.wanted.set()
+
+
+def test_cancelling_a_long_prefill_ends_its_step() -> None:
+    model = Interruptible(long=100)
+    with Engine(model, EngineConfig(n_blocks=40)) as engine:
+        long = engine.submit(prompt_of(1, 400), greedy(5))
+        assert model.inside.wait(10)
+        long.cancel()
+        assert ids_of(long) == []
+        assert ids_of(engine.submit(prompt_of(2, 9), greedy(5))) == expected_ids(prompt_of(2, 9), 5)
+    assert model.n_interrupted == 1
+
+
+def test_a_neighbour_in_the_interrupted_step_loses_nothing() -> None:
+    model = Interruptible(long=100)
+    with Engine(model, EngineConfig(n_blocks=40)) as engine:
+        neighbour = engine.submit(prompt_of(2, 9), greedy(40))
+        tokens = iter(neighbour)
+        first = next(tokens)
+        long = engine.submit(prompt_of(1, 400), greedy(5))
+        assert model.inside.wait(10)
+        long.cancel()
+        assert [first.id, *(token.id for token in tokens)] == expected_ids(prompt_of(2, 9), 40)
+    assert model.n_interrupted == 1
+
+
+def test_a_step_that_others_need_as_much_goes_on() -> None:
+    model = Interruptible(long=100)
+    interrupted = threading.Event()
+    model.interrupt = interrupted.set  # type: ignore[method-assign]
+    with Engine(model, EngineConfig(n_blocks=60)) as engine:
+        held = threading.Event()
+
+        def hold(batch: Batch) -> None:
+            held.wait(10)
+
+        before, model.before = model.before, hold  # until both are there, for one step
+        first = engine.submit([1], greedy(1))
+        pair = [engine.submit(prompt_of(seed, 200), greedy(2)) for seed in (1, 2)]
+        model.before = before
+        held.set()
+        ids_of(first)
+        assert model.inside.wait(10)
+        pair[0].cancel()
+        assert not interrupted.is_set()
+        model.wanted.set()  # let go by hand
+        model.before = lambda batch: None
+        assert ids_of(pair[1]) == expected_ids(prompt_of(2, 200), 2)
+
+
+def test_closing_ends_the_step_under_way() -> None:
+    model = Interruptible(long=100)
+    engine = Engine(model, EngineConfig(n_blocks=40))
+    generation = engine.submit(prompt_of(1, 400), greedy(5))
+    assert model.inside.wait(10)
+    engine.close()
+    assert model.n_interrupted == 1
+    assert generation.finish_reason == "cancelled"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from freehold.core import KV_BLOCK, SamplingParams
+from freehold.core import KV_BLOCK, Batch, Float32Array, Interrupted, KVCacheLike, SamplingParams
 from freehold.engine import Engine, EngineConfig
 from freehold.models.loader import LoadedModel
 from golden_models import FAMILIES, load_golden
@@ -83,3 +84,40 @@ def test_preemption_changes_nothing(
     with Engine(model, EngineConfig(n_blocks=12, max_batch_tokens=64)) as engine:
         running = [engine.submit(p, GREEDY) for p in prompts]
         assert [[token.id for token in g] for g in running] == alone["greedy"]
+
+
+class Disturbed:
+    """A model whose passes are interrupted now and then, by nobody who has a reason."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.vocab_size, self.max_context, self.kv_specs = model.vocab_size, model.max_context, model.kv_specs
+        self.new_kv, self.interrupt = model.new_kv, model.interrupt
+        self.n_interrupted = 0
+        self._model = model
+        self._random = np.random.default_rng(0)
+
+    def forward(self, batch: Batch, kv: KVCacheLike) -> Float32Array:
+        timer = None
+        if self._random.random() < 0.6:
+            timer = threading.Timer(float(self._random.uniform(0, 0.002)), self.interrupt)
+            timer.start()
+        try:
+            return self._model.forward(batch, kv)
+        except Interrupted:
+            self.n_interrupted += 1
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+                timer.join()
+
+
+def test_interrupted_passes_leave_no_trace(
+    model: LoadedModel, prompts: list[list[int]], alone: dict[str, list[list[int]]]
+) -> None:
+    disturbed = Disturbed(model)
+    with Engine(disturbed, EngineConfig(n_blocks=64, max_batch_tokens=100)) as engine:
+        for _ in range(3):
+            running = [engine.submit(p, GREEDY) for p in prompts]
+            assert [[token.id for token in generation] for generation in running] == alone["greedy"]
+    assert disturbed.n_interrupted

@@ -12,7 +12,7 @@ import pytest
 from freehold.errors import EngineError, RequestError
 from freehold.text.grammar import MAX_COMPILED, MAX_SOURCE_CHARS, Grammars, flaw_of
 from freehold.text.tokenizer import Tokenizer
-from grammar_walks import BYTES, ENDS, GRAMMARS, allowed, at_random, text_of, walk
+from grammar_walks import BYTES, ENDS, GRAMMARS, allowed, at_random, text_of, unforced, walk
 from scripted_model import CALL, EOS, RETURN, SPLIT, USER, VOCAB, ByteTokenizer
 
 
@@ -169,11 +169,10 @@ def test_forced_tokens_are_those_that_sampling_would_give(small_harmony_tokenize
     n_ids, ends = small_harmony_tokenizer.vocab_size, small_harmony_tokenizer.eos_ids
     grammars = Grammars(small_harmony_tokenizer, ends, n_ids)
     source = 'start: %json {"const": {"city": "Paris", "weather": ["sunny", 21]}} | "never" "mind"'
-    matcher = grammars.compile(source) and grammars._compiled[source]
     n_forced = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        constraint, alone = grammars.compile(source), matcher.deep_copy()
+        constraint, alone = grammars.compile(source), unforced(source, grammars)
         said: list[int] = []
         while not said or said[-1] not in ends:
             id = int(rng.choice(allowed(constraint, n_ids)))
@@ -190,6 +189,6 @@ def test_forced_tokens_are_those_that_sampling_would_give(small_harmony_tokenize
                 got += small_harmony_tokenizer.token_bytes(next_id)
                 other.consume_token(next_id)
             assert got.startswith(expected)
-            alone.consume_tokens(forced)
+            alone.consume_tokens(list(forced))
             n_forced += len(forced)
     assert n_forced > 20

@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -178,7 +180,7 @@ def test_no_text_gets_out_of_its_place(text: str, kind: str) -> None:
         assert (said[0], said[-1]) == ("<", ">")
 
 
-HOSTILE = {
+HOSTILE: dict[str, Callable[[], tuple[Any, Any]]] = {
     "nesting": lambda: ("json_schema", json.loads('{"items":' * 900 + "{}" + "}" * 900)),
     "references": lambda: ("json_schema", _chain(4000)),
     "references within the limit": lambda: ("json_schema", _chain(MAX_LEVELS // 2 - 2)),
@@ -240,7 +242,7 @@ def _try_all() -> None:
     for name, make in HOSTILE.items():
         kind, definition = make()
         try:
-            body = rule_body(Grammar(kind, definition))  # type: ignore[arg-type]
+            body = rule_body(Grammar(kind, definition))
             constraint = GRAMMARS.compile(f"start: {body}")
             n_said = 0
             while n_said < 300 and not ENDS & set(ids := allowed(constraint)):

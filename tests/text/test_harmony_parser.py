@@ -7,7 +7,7 @@ import pytest
 from freehold.text.answer import CallStart
 from freehold.text.harmony_parser import BETWEEN_MESSAGES, MAX_HEADER_TOKENS, HarmonyParser
 from harmony_answers import BYTES, read, said
-from scripted_model import HARMONY, harmony
+from scripted_model import HARMONY, SPLIT, VOCAB, harmony
 
 THINK = "<|channel|>analysis<|message|>hm<|end|>"
 STOCK = '{"sku":"A1"}'
@@ -256,3 +256,35 @@ def test_no_delta_splits_a_character() -> None:
 def test_control_tokens_written_out_are_text() -> None:
     head = harmony("<|channel|>final<|message|>")
     assert read([*head, *b"<|end|><|start|>"]).text == "<|end|><|start|>"
+
+
+@pytest.mark.parametrize(
+    ("output", "visible"),
+    [
+        (f"{THINK}<|start|>assistant<|channel|>final<|message|>Hé.<|return|>", "Hé."),
+        (
+            "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant<|channel|>final<|message|>Ok<|return|>",
+            "Wait.Ok",
+        ),
+        ("<|channel|>commentary to=functions.f json<|message|>{}<|call|>", ""),
+        ("<|channel|>analysis<|message|>hm<|return|>", ""),
+        ('{"ok":true}<|return|>', '{"ok":true}'),
+        ("<|channel|>final<|message|>a<|constrain|>b", "ab"),
+    ],
+)
+def test_which_tokens_are_visible_text(output: str, visible: str) -> None:
+    parser = HarmonyParser(BYTES, HARMONY)
+    ids = []
+    for id in harmony(output):
+        parser.push(id)
+        ids += [id] if parser.in_text else []
+    assert bytes(ids).decode() == visible
+
+
+def test_half_a_character_is_visible_text_too() -> None:
+    parser = HarmonyParser(BYTES, HARMONY)
+    seen = []
+    for id in [*harmony("<|channel|>final<|message|>"), SPLIT, 0xAC, VOCAB]:
+        parser.push(id)
+        seen.append(parser.in_text)
+    assert seen[-3:] == [True, True, False]

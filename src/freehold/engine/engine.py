@@ -2,7 +2,8 @@
 
 Owns the thread, the KV storage and the life of every sequence from submit to its last token. Sees token ids and a
 constraint on them, never text. Other threads talk to it through one inbox queue: a sequence in the inbox is either new
-or marked as cancelled. The loop is receive, schedule, forward, advance, sample.
+or marked as cancelled. The loop is receive, schedule, forward, advance, sample;
+a step that has become pointless is interrupted, and then leaves no trace but KV that is written again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from freehold.core import (
     FinishReason,
     Float32Array,
     Int32Array,
+    Interrupted,
     KVCacheLike,
     Model,
     SamplingParams,
@@ -33,7 +35,7 @@ from freehold.core import (
 from freehold.engine.blocks import BlockPool
 from freehold.engine.generation import Generation
 from freehold.engine.sampler import Choice, Sampler, Workspace
-from freehold.engine.scheduler import Scheduler
+from freehold.engine.scheduler import Scheduler, Step
 from freehold.engine.sequence import Sequence
 from freehold.errors import ContextError, EngineError, RequestError
 
@@ -89,6 +91,7 @@ class Engine:
         self._closed = False
         self._cause: BaseException | None = None
         self._n_unfinished = 0
+        self._step: Step | None = None  # under way
         kv = model.new_kv(config.n_blocks)
         self._thread = threading.Thread(target=self._run, args=(kv,), name="freehold-engine", daemon=True)
         self._thread.start()
@@ -137,13 +140,15 @@ class Engine:
                 raise self._closed_error() from self._cause
             self._n_unfinished += 1
             self._inbox.put(sequence)
-        return Generation(sequence, self._inbox.put)
+        return Generation(sequence, self._cancel)
 
     def close(self) -> None:
-        """Cancel every generation and wait for the thread, at most one step. Safe to call twice."""
+        """Cancel every generation and wait for the thread, which ends its step early. Safe to call twice."""
         with self._lock:
             self._closed = True
         self._inbox.put(None)
+        if self._step is not None:
+            self._model.interrupt()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         atexit.unregister(self.close)
@@ -169,7 +174,13 @@ class Engine:
         try:
             while self._receive():
                 step = self._scheduler.schedule()
-                logits = self._model.forward(step.batch, kv)
+                self._step = step
+                try:
+                    logits = self._model.forward(step.batch, kv)
+                except Interrupted:
+                    continue  # nothing has changed but what is in the inbox
+                finally:
+                    self._step = None
                 self._scheduler.advance(step)
                 self._sample(step.sampled, logits)
         except BaseException as error:  # whatever ends this thread, nobody may be left waiting for it
@@ -177,6 +188,13 @@ class Engine:
             traceback.clear_frames(error.__traceback__)  # its locals would keep the KV storage in memory
         del kv
         self._end_all(cause)
+
+    def _cancel(self, sequence: Sequence) -> None:
+        """Tell the engine's thread; the step under way ends early if hardly anybody else wants it. From any thread."""
+        self._inbox.put(sequence)
+        step = self._step
+        if step is not None and step.is_unwanted:
+            self._model.interrupt()
 
     def _receive(self) -> bool:
         """Take in what other threads sent; wait for it if there is no work. False once the engine is to close."""

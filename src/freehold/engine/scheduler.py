@@ -24,6 +24,8 @@ from freehold.core import KV_BLOCK, Batch
 from freehold.engine.blocks import BlockPool
 from freehold.engine.sequence import Sequence
 
+_WANTED_SHARE = 8  # of a step's tokens, one in so many keeps it going
+
 
 @dataclass(frozen=True)
 class Step:
@@ -32,6 +34,12 @@ class Step:
     batch: Batch
     work: list[tuple[Sequence, int]]  # (sequence, number of its pending tokens to compute)
     sampled: list[Sequence]
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether it computes next to nothing but cancelled sequences: then doing the rest again costs less time."""
+        n_wanted = sum(n_new for sequence, n_new in self.work if not sequence.cancelled)
+        return n_wanted * _WANTED_SHARE < len(self.batch.tokens)
 
 
 class Scheduler:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
+from freehold.core import KV_BLOCK, Batch, Float32Array, Interrupted, KVSpec
 from freehold.errors import KernelError, UnsupportedError
 from freehold.formats import QTensor
 from freehold.kernels import _kernels
@@ -220,12 +220,17 @@ class NativeProgram:
     def run(self, batch: Batch, kv: NativeKV) -> Float32Array:
         logits = np.empty((len(batch.logit_rows), self._n_vocab), np.float32)
         try:
-            self._program.run(
+            done = self._program.run(
                 batch.tokens, batch.positions, batch.seq_starts, batch.block_table, batch.logit_rows, kv.data, logits
             )
         except ValueError as error:
             raise KernelError(f"the batch does not fit the model: {error}") from error
+        if not done:
+            raise Interrupted
         return logits
+
+    def interrupt(self) -> None:
+        self._program.interrupt()
 
     def _lower(self, op: Op) -> None:
         buffer, program = self._buffers.of, self._program

@@ -39,6 +39,8 @@ class Program(Protocol):
 
     def run(self, batch: Batch, kv: Any) -> Float32Array: ...
 
+    def interrupt(self) -> None: ...
+
 
 class Weights(Protocol):
     """A checkpoint's tensors under Hugging Face's names."""
@@ -212,6 +214,11 @@ class LoadedModel:
     def forward(self, batch: Batch, kv: KVCacheLike) -> Float32Array:
         """Append the batch to `kv` and return logits [n_logits, vocab_size]."""
         return self._running().run(batch, kv)
+
+    def interrupt(self) -> None:
+        """End the forward pass under way soon."""
+        if self._program is not None:
+            self._program.interrupt()
 
     def close(self) -> None:
         """Free the weights."""
