@@ -30,7 +30,7 @@ def allowed(constraint: Constraint, vocab_size: int = VOCAB) -> list[int]:
     logits = np.zeros(vocab_size, np.float32)
     constraint.mask(logits)
     assert set(np.unique(logits)) <= {0.0, -np.inf}
-    return cast(list[int], np.flatnonzero(logits == 0).tolist())
+    return np.flatnonzero(logits == 0).tolist()
 
 
 def at_random(seed: int, haste: float = 0.3) -> Choice:

@@ -21,6 +21,7 @@ from freehold.errors import ContextError, NotFoundError, RequestError, Unsupport
 from freehold.reply import Stream
 from freehold.text.answer import AnswerParser
 from freehold.text.grammar import Grammars
+from freehold.text.grammar_source import unenforced_in
 from freehold.text.plain_parser import PlainParser
 from freehold.text.request import ChatFormat, ChatRequest
 from freehold.text.stream import StopStrings
@@ -62,7 +63,7 @@ class Prepared:
 
     params: max_tokens within the room that the context leaves, stop_ids complete; `silent_ids` are those of them that
     end an answer and mean nothing more. new_constraint gives what binds one answer, or None. effort: how hard the model
-    is told to think, where its format says that.
+    is told to think, where its format says that. unenforced: what of the request's schemas the grammar leaves to the model.
     """
 
     engine: Engine
@@ -75,6 +76,7 @@ class Prepared:
     new_constraint: Callable[[], Constraint | None]
     namespace: str = ""
     effort: str | None = None
+    unenforced: tuple[str, ...] = ()
 
     @property
     def n_prompt(self) -> int:
@@ -161,6 +163,7 @@ class RequestDesk:
             self._constraints(source, mask),
             request.namespace,
             effort,
+            () if source is None else tuple(unenforced_in(request)),
         )
 
     def prepare_raw(self, request: RawRequest) -> Prepared:
@@ -193,6 +196,7 @@ class RequestDesk:
         new_constraint: Callable[[], Constraint | None],
         namespace: str,
         effort: str | None = None,
+        unenforced: tuple[str, ...] = (),
     ) -> Prepared:
         """`format_ends` end the answer whatever else does, and say something to the parser."""
         room = self._max_context - len(prompt)
@@ -219,6 +223,7 @@ class RequestDesk:
             new_constraint=new_constraint,
             namespace=namespace,
             effort=effort,
+            unenforced=unenforced,
         )
 
     def _constraints(self, source: str | None, mask: LogitMask | None) -> Callable[[], Constraint | None]:

@@ -1,6 +1,6 @@
-"""Codex on a local model, with the settings of docs/clients.md: commands, patches, and the way `--oss` looks for Ollama.
+"""Codex on a local model, with the settings of docs/clients.md: commands, patches, and how `--oss` looks for Ollama.
 
-Runs where FREEHOLD_TEST_CODEX is set: the package is 300 MB. What it sends is replayed elsewhere, in test_replayed.py.
+Runs where FREEHOLD_TEST_CODEX is set: the package is 400 MB. What it sends is replayed elsewhere, in test_replayed.py.
 """
 
 from __future__ import annotations
@@ -104,12 +104,9 @@ def test_a_session_without_a_catalogue(codex: Codex) -> None:
 
 
 def test_oss_takes_the_server_for_ollama(codex: Codex) -> None:
-    settings = snippet("Codex", "sh", 1).text
-    (command,) = commands(settings)
+    (command,) = commands(snippet("Codex", "sh", 1).text)
     with client_server(looking) as server:
-        variables = {
-            name: value.replace("http://127.0.0.1:11435", server.url) for name, value in exports(settings).items()
-        }
+        variables = exports(snippet("Codex", "sh", 1).at(server.url))
         events = codex(server, *command[1:], **variables)
     assert not server.refused()
     assert [item["text"] for item in done(events, "agent_message")] == ["Two foxes now."]

@@ -331,8 +331,8 @@ def test_a_step_that_others_need_as_much_goes_on() -> None:
         assert model.inside.wait(10)
         pair[0].cancel()
         assert not interrupted.is_set()
-        model.wanted.set()  # let go by hand
         model.before = lambda batch: None
+        model.wanted.set()  # let go by hand
         assert ids_of(pair[1]) == expected_ids(prompt_of(2, 200), 2)
 
 

@@ -22,8 +22,8 @@ LAYERS: dict[str, str] = {
     # Top first. A module may import what its row names and nothing else; a row may only name rows below it.
     "__main__": "cli",
     "cli": "terminal freehold benchmark runtime prepared hub kernels errors",
-    "terminal": "freehold server loading benchmark runtime prepared reply budget hub hardware text models weights kernels settings "
-    "errors",
+    "terminal": "freehold server loading benchmark runtime prepared reply budget hub hardware text models weights "
+    "kernels settings errors",
     "server": "freehold loading runtime prepared reply budget hub hardware engine text settings core errors",
     "freehold": "loading runtime reply text errors",  # __init__.py: the public names, imported on first use
     "loading": "runtime packed_cache budget hub hardware models text weights settings core errors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -267,6 +267,13 @@ def chain(n_links: int) -> dict[str, Any]:
     """A schema whose definitions lead to one another, each but once."""
     links = {f"d{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(n_links)}
     return {"$ref": "#/$defs/d0", "$defs": {**links, f"d{n_links}": {"type": "null"}}}
+
+
+def test_spelling_one_reference_in_many_ways_does_not_multiply_the_work() -> None:
+    ways = [{"$ref": "#/$defs/" + "".join(f"%{ord(c):02x}" if i >> j & 1 else c for j, c in enumerate("abcdefgh"))}
+            for i in range(256)]  # fmt: skip
+    with pytest.raises(RequestError, match="more than 10000 schemas"):
+        enforceable({"items": {"anyOf": ways}, "$defs": {"abcdefgh": {"anyOf": [{}] * 100}}}, True, "w")
 
 
 def test_references_count_as_nesting() -> None:

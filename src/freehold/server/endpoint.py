@@ -43,6 +43,8 @@ class Call:
         """As Service.accept; the ticket is closed with the call, whatever becomes of it."""
         ticket = await self.service.accept(model, request)
         self.tickets.append(ticket)
+        if ticket.unenforced:
+            self.warnings.append(f"left to the model, since it cannot be enforced: {', '.join(ticket.unenforced)}")
         return ticket
 
 

@@ -124,6 +124,7 @@ class Ticket:
         self.request = request
         self.n_prompt = prepared.n_prompt
         self.effort = prepared.effort
+        self.unenforced = prepared.unenforced
         self._service = service
         self._lease = lease
         self._place = place

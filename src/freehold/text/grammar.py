@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -40,7 +40,6 @@ MAX_ROW_ITEMS = 1000
 waits for it: at the library's own limit of 2000 an ambiguous grammar takes 75 ms."""
 
 _STACK_BYTES = 64 * 2**20  # of address space; no more of it is used than a grammar is deep
-_MAX_CHECKED = 1024
 _LOST = (
     "the answer's grammar can no longer be followed: it is too complex, or has come to where nothing may follow; "
     "simplify the schema, the regular expression or the Lark grammar"
@@ -135,7 +134,6 @@ class _Followed:
         return forced
 
 
-@lru_cache(_MAX_CHECKED)
 def flaw_of(source: str) -> str | None:
     """Why a grammar cannot be enforced, whatever the tokenizer; None if it can. For parts, so that errors name them."""
     return _on_deep_stack(lambda: _flaw_of(_matcher(_byte_table(), source), n_ids=256))

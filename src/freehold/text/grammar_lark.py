@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from freehold.errors import RequestError
 
-MAX_CHARS = 200_000
+MAX_CHARS = 100_000
 """Of one regular expression or grammar."""
 
 MAX_NESTING = 100

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from freehold.errors import RequestError
 from freehold.text.grammar import flaw_of
 
-MAX_CHARS = 200_000
+MAX_CHARS = 100_000
 """Of one schema, written as JSON."""
 
 MAX_DEPTH = 64
@@ -51,6 +51,7 @@ _OPENAPI = ("example", "nullable", "discriminator", "externalDocs", "xml")
 _WITHOUT_EFFECT = frozenset((*_ANNOTATIONS, *_IDENTITY, *_OPENAPI))
 """What forbids nothing by itself, nor did in OpenAPI."""
 
+_MAX_SCHEMAS = 10_000  # within one, what is referred to counted for each way it is referred to
 _MAX_SECONDS = 1.0  # spent on finding what the library does not like
 _MAX_REPAIRS = 16
 
@@ -70,7 +71,7 @@ def enforceable(schema: Mapping[str, Any] | bool, strict: bool, where: str) -> E
     if schema is False:
         raise RequestError(f"{where}: the JSON schema is false, which no text matches; expected another")
     try:
-        text = json.dumps(_plain(schema, where), allow_nan=False)
+        text = json.dumps(_plain(schema, where), allow_nan=False, ensure_ascii=False)
     except ValueError as error:  # numbers that JSON lacks, or too long to be written
         raise RequestError(f"{where}: the JSON schema cannot be written as JSON ({error})") from error
     if len(text) > MAX_CHARS:
@@ -78,7 +79,7 @@ def enforceable(schema: Mapping[str, Any] | bool, strict: bool, where: str) -> E
     return _enforceable(text, strict, where)
 
 
-@lru_cache(128)  # the same tools come with every request of a conversation
+@lru_cache(256)  # the same tools come with every request of a conversation
 def _enforceable(text: str, strict: bool, where: str) -> Enforceable:
     reading = _Reading(json.loads(text), strict, where)
     for _ in range(_MAX_REPAIRS):
@@ -181,6 +182,8 @@ class _Reading:
             elif keyword != "additionalItems":
                 self._read_value(read, path, keyword, value, schema)
         self.nodes.append(_Node(path, read))
+        if len(self.nodes) > _MAX_SCHEMAS:
+            _fail(f"{self.where}: the JSON schema holds more than {_MAX_SCHEMAS} schemas", "fewer")
         return read
 
     def _read_value(self, read: dict[str, Any], path: str, keyword: str, value: Any, schema: dict[str, Any]) -> None:

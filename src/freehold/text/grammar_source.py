@@ -6,6 +6,8 @@ list of what of a request's schemas is not enforced. Knows no tokens and no chat
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from freehold.errors import RequestError
 from freehold.text.grammar import flaw_of
 from freehold.text.grammar_lark import lark_grammar, regex_terminal
@@ -25,12 +27,17 @@ def rule_body(grammar: Grammar) -> str:
     definition = grammar.definition
     if not isinstance(definition, str):
         raise RequestError(f"{grammar.where}: a {grammar.kind} grammar is a {type(definition).__name__}; expected text")
-    if grammar.kind == "regex":
-        what, body = "regular expression", regex_terminal(definition, grammar.where)
+    return _text_body(definition, grammar.kind == "regex", grammar.where)
+
+
+@lru_cache(128)  # the same tools come with every request of a conversation
+def _text_body(definition: str, is_regex: bool, where: str) -> str:
+    if is_regex:
+        what, body = "regular expression", regex_terminal(definition, where)
     else:
-        what, body = "Lark grammar", f"%lark {{\n{lark_grammar(definition, grammar.where)}\n}}"
+        what, body = "Lark grammar", f"%lark {{\n{lark_grammar(definition, where)}\n}}"
     if flaw := flaw_of(f"start: {body}"):
-        raise RequestError(f"{grammar.where}: the {what} cannot be enforced: {flaw}")
+        raise RequestError(f"{where}: the {what} cannot be enforced: {flaw}")
     return body
 
 
