@@ -63,7 +63,8 @@ class Prepared:
 
     params: max_tokens within the room that the context leaves, stop_ids complete; `silent_ids` are those of them that
     end an answer and mean nothing more. new_constraint gives what binds one answer, or None. effort: how hard the model
-    is told to think, where its format says that. unenforced: what of the request's schemas the grammar leaves to the model.
+    is told to think, where its format says that. unenforced: what of the request's schemas is left to
+    the model.
     """
 
     engine: Engine

@@ -280,3 +280,31 @@ def test_references_count_as_nesting() -> None:
     assert enforceable(chain(MAX_LEVELS // 2 - 2), True, "w").unenforced == ()
     with pytest.raises(RequestError, match="leads through more than"):
         enforceable(chain(MAX_LEVELS), True, "w")
+
+
+NAMED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize("schema", [NAMED, {"anyOf": [NAMED]}, {"type": "array", "items": NAMED, "minItems": 1}])
+def test_an_object_gets_no_properties_that_nobody_named(schema: Any) -> None:
+    for seed in range(8):
+        text = said(schema, seed)
+        found = json.loads(text)
+        for each in found if isinstance(found, list) else [found]:
+            assert each.keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**NAMED, "additionalProperties": True},
+        {**NAMED, "required": ["b"]},
+        {**NAMED, "minProperties": 2},
+        {"allOf": [NAMED, {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]}]},
+        {**NAMED, "anyOf": [{"properties": {"b": {"type": "null"}}, "required": ["b"]}]},
+    ],
+)
+def test_an_object_that_needs_others_gets_them(schema: Any) -> None:
+    for seed in range(8):
+        found = json.loads(said(schema, seed))
+        jsonschema.validate(found, schema)

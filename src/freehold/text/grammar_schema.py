@@ -5,6 +5,9 @@ its path; limits on size and nesting; the whitespace of all JSON that is generat
 schema only. Where the library alone knows that a keyword cannot be had, the keyword is found by trying. Knows no tokens
 and no chat format.
 
+An object that names properties and does not say whether it may have others gets no others: models make them up without
+end. All that is generated is valid all the same. Schemas that put objects together from parts are left as they are.
+
 Whitespace: one blank may stand after a comma or a colon, none elsewhere, so that no model gets lost in blanks. Inside
 strings, blanks are the model's own.
 """
@@ -118,6 +121,10 @@ class _Reading:
             reference, key = self._unread.pop()
             self.targets[key] = self._read(self._target(reference), self.where + reference[1:].replace("/", "."))
         _check_levels(self.schema, self.targets, self.where)
+        if not any(_combines(node.schema) for node in self.nodes):
+            for node in self.nodes:
+                if _may_be_closed(node.schema):
+                    node.schema["additionalProperties"] = False
 
     def whole(self, schema: Any = None, stubs: bool = False) -> dict[str, Any]:
         """A schema, the root by default, with options and the targets of its references; `stubs`: with any in their
@@ -250,6 +257,19 @@ def _check_levels(schema: Any, targets: Mapping[str, Any], where: str) -> None:
             descend(inner, level + 1, within if keyword in ("anyOf", "oneOf", "allOf") else ())
 
     descend(schema, 0, ())
+
+
+def _combines(schema: dict[str, Any]) -> bool:
+    """Whether an object may have to be what several schemas say, each of which knows a part of its properties."""
+    return "allOf" in schema or ("properties" in schema and bool(schema.keys() & {"anyOf", "oneOf", "$ref"}))
+
+
+def _may_be_closed(schema: dict[str, Any]) -> bool:
+    """Whether an object can do with the properties that it names."""
+    says_itself = schema.keys() & {"additionalProperties", "patternProperties", "minProperties"}
+    required = schema.get("required", [])
+    named = isinstance(required, list) and all(name in schema.get("properties", {}) for name in required)
+    return bool(schema.get("properties")) and not says_itself and named
 
 
 def _gives_shape(keyword: str) -> bool:
