@@ -132,6 +132,11 @@ class Stream(Iterator[Event]):
         self.close()
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is being generated; events may still have to be read. Any thread may ask."""
+        return self._generation.finish_reason is not None
+
+    @property
     def n_reasoning(self) -> int:
         """Tokens spent on reasoning so far, counted as Reply says."""
         return self._parser.n_reasoning

@@ -117,6 +117,8 @@ class _Handling:
             call.body = await asyncio.to_thread(parse, raw, kind) if apart else parse(raw, kind)
         seconds = self._service.limits.timeout
         response = await _unless_gone(self._endpoint.handle(call), receive, watch=kind is not None, seconds=seconds)
+        if isinstance(response, EventStream):
+            response.tickets = call.tickets
         if response is not None:
             response.headers["x-request-id"] = call.request_id
             if effort := next((ticket.effort for ticket in call.tickets if ticket.effort), None):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from freehold.prepared import Prepared, RawRequest
 from freehold.reply import Stream
+from freehold.server.bell import Bell
 from freehold.server.errors import ApiError
 from freehold.server.metrics import Metrics
 from freehold.server.pool import Lease, ModelPool, shutting_down
@@ -131,7 +131,8 @@ class Ticket:
         self._prepared = prepared
         self._streams: list[Stream] = []
         self._failure: ApiError | None = None
-        self._wake = asyncio.Event()
+        self._bell = Bell()
+        self.has_more = False  # events that can be read without waiting
         self._started_at = started_at
         self._timer: asyncio.TimerHandle | None = None
         seconds = service.limits.timeout
@@ -154,7 +155,7 @@ class Ticket:
     def fail(self, error: ApiError) -> None:
         """Close it because of `error`, which whoever reads the events gets."""
         self._failure = self._failure or error
-        self._wake.set()
+        self._bell.ring(now=True)
         self.close()
 
     def call_id(self, answer: int, index: int) -> str:
@@ -169,10 +170,8 @@ class Ticket:
         try:
             await self._place.turn()
             self._check()
-            # Tokens come from the engine's thread; one wake-up serves all answers of the request.
-            on_ready = partial(_wake, asyncio.get_running_loop(), self._wake.set)
             for index in range(n):
-                self._streams.append(self._prepared.start(index=index, on_ready=on_ready))
+                self._streams.append(self._prepared.start(index=index, on_ready=partial(self._ring, index)))
             async for item in self._merged():
                 yield item
         finally:
@@ -182,19 +181,22 @@ class Ticket:
         running = dict(enumerate(self._streams))
         waiting_for_first = True
         while running:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._bell.wait()
             self._check()
-            for number, stream in tuple(running.items()):
-                for event in stream.poll():
-                    if waiting_for_first:
-                        waiting_for_first = False
-                        self._service.metrics.first_token(self.model, time.perf_counter() - self._started_at)
-                    if event.kind == "finish":
-                        del running[number]
-                        self._account(stream, event)
-                    yield number, event
-                    self._check()  # the reader may have taken its time
+            news = [(number, event) for number, stream in running.items() for event in stream.poll()]
+            if news and waiting_for_first:
+                waiting_for_first = False
+                self._service.metrics.first_token(self.model, time.perf_counter() - self._started_at)
+            for at, (number, event) in enumerate(news, 1):
+                if event.kind == "finish":
+                    self._account(running.pop(number), event)
+                self.has_more = at < len(news)
+                yield number, event
+                self._check()  # the reader may have taken its time
+
+    def _ring(self, index: int) -> None:
+        """On the engine's thread: answer `index` has something new. Its end is not kept back."""
+        self._bell.ring(now=index < len(self._streams) and self._streams[index].has_ended)
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -215,11 +217,6 @@ async def whole(ticket: Ticket, n: int = 1) -> list[list[Event]]:
     async for number, event in ticket.events(n):
         answers[number].append(event)
     return answers
-
-
-def _wake(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop was closed while the engine still had something to say
-        loop.call_soon_threadsafe(wake)
 
 
 def joined(events: Sequence[Event], kind: str) -> str:

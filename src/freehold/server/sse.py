@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -31,6 +31,13 @@ def event(data: Any, name: str | None = None) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+
+
+class HasMore(Protocol):
+    """What says whether another event follows without waiting."""
+
+    @property
+    def has_more(self) -> bool: ...
 
 
 class EventStream:
@@ -63,6 +70,7 @@ class EventStream:
             "x-accel-buffering": "no",
             **(headers or {}),
         }
+        self.tickets: Sequence[HasMore] = ()  # whose events the pieces are made of
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,16 +93,18 @@ class EventStream:
 
     async def _write(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        last = b""
+        held = b""  # pieces that are followed by others at once: they are sent together
         try:
             async for piece in self._pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                self._sent_at = loop.time()
+                held += piece
+                if not any(ticket.has_more for ticket in self.tickets):
+                    await send({"type": "http.response.body", "body": held, "more_body": True})
+                    held, self._sent_at = b"", loop.time()
         except Exception as error:
-            last = self._failure(as_api_error(error))
+            held += self._failure(as_api_error(error))
             raise
         finally:
-            await send({"type": "http.response.body", "body": last, "more_body": False})
+            await send({"type": "http.response.body", "body": held, "more_body": False})
 
     async def _stay_alive(self, send: Send, comment: bytes) -> None:
         loop = asyncio.get_running_loop()
