@@ -18,13 +18,18 @@ INLINE const float *query_row(const Attention &a, int row) {
   return a.q + row / a.n_group * a.q_stride + (int64_t)(row % a.n_group) * a.head_dim;
 }
 
-// scores[r][pos - split start] for 16 positions from `pos` (a multiple of 16) and R rows from row0
-template <int R> INLINE void score_panel(const Attention &a, int64_t pos, int row0, float *scores) {
+// scores[r][pos - split start] for 16 positions from `pos` (a multiple of 16) and R rows from row0; the last is before `end`
+template <int R> INLINE void score_panel(const Attention &a, int64_t pos, int64_t end, int row0, float *scores) {
   const uint16_t *keys = head_block(a, pos) + pos % KV_BLOCK / 16 * a.head_dim * 16;
+  // What comes next, and is as long: these positions' values, and the keys of the next 16.
+  const uint16_t *values = keys + (int64_t)KV_BLOCK * a.head_dim, *next = pos + 16 < end ? head_block(a, pos + 16) : keys;
+  next += (pos + 16) % KV_BLOCK / 16 * a.head_dim * 16;
   const float *q[R];
   f32x16 acc[R];
   for (int r = 0; r < R; r++) q[r] = query_row(a, row0 + r), acc[r] = splat(0);
   for (int d = 0; d < a.head_dim; d += 2) {
+    __builtin_prefetch(next + d * 16);
+    __builtin_prefetch(values + d * 16);
     const i16x32 pair = load_words(keys + d * 16);
     for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(pair), splat(q[r][d]), acc[r]);
     for (int r = 0; r < R; r++) acc[r] = fma(bf16_odd(pair), splat(q[r][d + 1]), acc[r]);
@@ -74,7 +79,7 @@ template <int R> INLINE void weigh_values(const Attention &a, const float *score
 }
 
 template <int R> INLINE void attend_rows(const Attention &a, int64_t begin, int64_t end, int row0, float *scores, const SoftmaxState &part) {
-  for (int64_t pos = begin; pos < end; pos += 16) score_panel<R>(a, pos, row0, scores);
+  for (int64_t pos = begin; pos < end; pos += 16) score_panel<R>(a, pos, end, row0, scores);
   const int64_t first = begin % KV_SPLIT, last = first + (end - begin + 15) / 16 * 16;
   for (int r = row0; r < row0 + R; r++) softmax_row(scores + (int64_t)r * KV_SPLIT, first, last, part.max + r, part.sum + r);
   for (int d = 0; d < a.head_dim; d += 16) weigh_values<R>(a, scores, begin, end, row0, d, part.out);

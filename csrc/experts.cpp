@@ -117,7 +117,7 @@ void Program::prepare_pairs(const ExpertsOp &op, bool alone, int worker) {
     const Activations x = store.view(n_cols, alone ? Run{0, 1, run.first, false} : run);
     for (int i = 0; i < run.n_tokens; i++) {
       const int place = run.first + i;
-      if (!alone && place % pool_->size() != worker) continue;
+      if (!alone && (run.slot + i) / LANES % pool_->size() != worker) continue;  // as in Program::linear
       const float *from = op.ups.empty() ? buffers_[op.in].data() + place * n_cols : row(op.in, r.order[place] / r.k);
       kernels_.prepare(from, op.norm, op.eps, x.tiles ? TILES : op.forms, x, i);
     }

@@ -30,29 +30,33 @@ struct Normalised {  // x, or x / rms(x) * weight, 16 columns at a time
 };
 
 INLINE void quantise_token(const Normalised &x, const Activations &a, int t) {
-  const int64_t n_blocks = a.n_cols / BLOCK;
+  const int64_t n_blocks = a.n_cols / BLOCK, lanes = a.lanes;
+  // Where this token's items start. Computed once: stores of bytes could, for all the compiler knows, change `a`.
+  int16_t *codes = a.codes + a.at(t, 0, a.n_cols / 2) * 2;
+  float *scales = a.scales + a.at(t, 0, n_blocks);
+  int32_t *sums16 = a.sums16 + a.at(t, 0, 2 * n_blocks), *sums32 = a.sums32 + a.at(t, 0, n_blocks);
+  float *scaled16 = a.scaled16 + a.at(t, 0, 2 * n_blocks), *scaled32 = a.scaled32 + a.at(t, 0, n_blocks);
   f32x16 poison = splat(0);  // becomes NaN if any value is infinite or NaN, which integers could not carry
   for (int64_t b = 0; b < n_blocks; b++) {
     const f32x16 lo = x.columns(b * BLOCK), hi = x.columns(b * BLOCK + 16);
     const float largest = reduce_max(max(abs(lo), abs(hi)));
     const f32x16 inverse = splat(largest > 0 ? 32767.0f / largest : 0.0f);
     poison = fma(lo, splat(0), fma(hi, splat(0), poison));
-    int16_t codes[BLOCK];
-    store_i16(codes, round_to_int(lo * inverse));
-    store_i16(codes + 16, round_to_int(hi * inverse));
-    for (int p = 0; p < BLOCK / 2; p++) memcpy(a.codes + a.at(t, b * (BLOCK / 2) + p, a.n_cols / 2) * 2, codes + 2 * p, 4);
+    int16_t block[BLOCK];
+    store_i16(block, round_to_int(lo * inverse));
+    store_i16(block + 16, round_to_int(hi * inverse));
+    for (int p = 0; p < BLOCK / 2; p++, codes += 2 * lanes) memcpy(codes, block + 2 * p, 4);
     int32_t sum0 = 0, sum1 = 0;
-    for (int i = 0; i < 16; i++) sum0 += codes[i], sum1 += codes[16 + i];
+    for (int i = 0; i < 16; i++) sum0 += block[i], sum1 += block[16 + i];
     const float scale = largest / 32767.0f;
-    const int64_t whole = a.at(t, b, n_blocks), half0 = a.at(t, 2 * b, 2 * n_blocks), half1 = half0 + a.lanes;
-    a.scales[whole] = scale;
-    a.sums16[half0] = sum0, a.sums16[half1] = sum1, a.sums32[whole] = sum0 + sum1;
-    a.scaled16[half0] = scale * (float)sum0, a.scaled16[half1] = scale * (float)sum1;
-    a.scaled32[whole] = scale * (float)(sum0 + sum1);
+    scales[b * lanes] = scale;
+    sums16[2 * b * lanes] = sum0, sums16[(2 * b + 1) * lanes] = sum1, sums32[b * lanes] = sum0 + sum1;
+    scaled16[2 * b * lanes] = scale * (float)sum0, scaled16[(2 * b + 1) * lanes] = scale * (float)sum1;
+    scaled32[b * lanes] = scale * (float)(sum0 + sum1);
   }
   const float bad = reduce_add(poison);
   if (bad != 0.0f)
-    for (int64_t b = 0; b < n_blocks; b++) a.scales[a.at(t, b, n_blocks)] = bad;
+    for (int64_t b = 0; b < n_blocks; b++) scales[b * lanes] = bad;
 }
 
 INLINE void store_values(const Normalised &x, const Activations &a, int t) {

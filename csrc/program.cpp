@@ -211,7 +211,7 @@ void Program::linear(const LinearOp &op, const std::vector<Run> &runs, const int
   for (const Run &run : runs) {
     const Activations x = store.view(n_cols, run);
     for (int t = 0, i = run.first; t < run.n_tokens; t++, i++)
-      if (alone || i % pool_->size() == worker)
+      if (alone || (run.slot + t) / LANES % pool_->size() == worker)  // tokens that share cache lines are one worker's
         kernels_.prepare(row(op.in, rows ? rows[i] : i), op.norm, op.eps, x.tiles ? TILES : op.forms, x, t);
   }
   if (!alone) pool_->barrier().wait();
