@@ -6,10 +6,11 @@ usage: serving.py throughput MODEL URL [URL ...] [--streams 1,8] [--tokens 128] 
        serving.py soak MODEL URL [--streams 64] [--tokens 24] [--rounds 20] [--pid SERVER]
 
 `throughput` alternates between the servers round by round and reports medians; what each served counts by its own
-usage. `overhead` alternates a stream over HTTP with the same generation in this process, so run it against a server
-of the same machine and model: MODEL is then also what Freehold loads. `soak` compares every answer with the one the
-prompt gets alone, and with --pid follows the server's memory. URL is like http://127.0.0.1:8000. The client is one
-thread and no library, so that on a small machine it takes little from the server.
+usage. `overhead` alternates a stream over HTTP with the same generation by an engine in this process, which nobody
+reads meanwhile; so run it against a server of the same machine and model: MODEL is then also what Freehold loads.
+`soak` compares every answer with the one the prompt gets alone, and with --pid follows the server's memory. URL is like
+http://127.0.0.1:8000. The client is one thread and no library, so that on a small machine it takes little from the
+server.
 """
 
 import argparse
@@ -116,21 +117,27 @@ def throughput(args):
 
 def overhead(args):
     import freehold
+    from freehold.text.chat import Message
+    from freehold.text.request import ChatRequest
 
     outside, inside = [], []
     with freehold.load(args.model) as model:
         for number in range(args.rounds + 1):
             text = prompt(number)
             answer = asyncio.run(ask(args.url[0], body(args.model, text, args.tokens)))
-            seconds = (answer.at[-1] - answer.at[0]) / (len(answer.at) - 1)
-            reply = model.chat([{"role": "user", "content": text}], max_tokens=args.tokens, temperature=0)
+            request = ChatRequest((Message("user", text),), max_tokens=args.tokens, sampling={"temperature": 0.0})
+            stream = model.prepare(request).start()
+            while not stream.has_ended:  # nobody reads meanwhile: this is the engine alone
+                time.sleep(0.05)
+            reply = stream.reply()
             assert reply.text == answer.text, "the server and this process disagree; are they the same model?"
             if number:
-                outside.append(seconds * (len(answer.at) - 1) / (reply.n_generated - 1))
+                # Pieces may hold several tokens; the first holds one.
+                outside.append((answer.at[-1] - answer.at[0]) / (reply.n_generated - 1))
                 inside.append(reply.decode_seconds / (reply.n_generated - 1))
     extra = sorted((a / b - 1) * 100 for a, b in zip(outside, inside, strict=True))
     http, engine = statistics.median(outside) * 1e3, statistics.median(inside) * 1e3
-    print(f"per token: {http:.3f} ms over HTTP, {engine:.3f} ms in this process")
+    print(f"per token: {http:.3f} ms over HTTP, {engine:.3f} ms in the engine alone")
     print(f"overhead {statistics.median(extra):.1f} % (pairs: {', '.join(f'{percent:.1f}' for percent in extra)})")
 
 
