@@ -219,12 +219,13 @@ struct Recorded {
     program.add({.kind = Step::COMBINE, .experts = op});
   }
   void attention(int q, int k, int v, int out, int64_t kv_offset, int n_heads, int n_kv_heads, int head_dim, int window, int rope,
-                 float scale, const Vector &sinks) {
+                 float scale, const Vector &sinks, const Vector &q_norm, float q_eps, const Vector &k_norm, float k_eps) {
     require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && n_heads / n_kv_heads <= MAX_ROWS, "unsupported grouping of heads");
     require(head_dim % 16 == 0 && head_dim <= MAX_HEAD_DIM, "head size must be a multiple of 16 and at most 256");
     kv_elems = std::max(kv_elems, kv_offset + (int64_t)n_kv_heads * 2 * KV_BLOCK * head_dim);
     program.add({.kind = Step::ATTENTION,
-                 .attention = {q, k, v, out, kv_offset, n_heads, n_kv_heads, head_dim, window, rope, scale, keep(sinks, n_heads)}});
+                 .attention = {q, k, v, out, kv_offset, n_heads, n_kv_heads, head_dim, window, rope, scale, keep(sinks, n_heads),
+                               keep(q_norm, head_dim), q_eps, keep(k_norm, head_dim), k_eps}});
   }
   void head(int in, const Vector &norm, float eps, const PackedPtr &w) {
     LinearOp op = linear_op(in, norm, eps, w);
@@ -326,7 +327,7 @@ NB_MODULE(_kernels, m) {
       .def("linear", &Recorded::linear, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("gated", &Recorded::gated, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("attention", &Recorded::attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-           nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+           nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg().none(), nb::arg())
       .def("route", &Recorded::route)
       .def("experts", &Recorded::experts, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
            nb::arg().none(), nb::arg().none(), nb::arg())

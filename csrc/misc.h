@@ -75,9 +75,16 @@ void prepare(const float *x, const float *norm, float eps, int forms, const Acti
   if (forms & VALUES) store_values(in, a, t);
 }
 
-void rope(float *x, int n_heads, int dim, const float *cos, const float *sin) {
-  const int half = dim / 2;
+void norm_heads(float *x, int n_heads, int dim, const float *weight, float eps) {
   for (int h = 0; h < n_heads; h++, x += dim) {
+    const f32x16 inverse = splat(inverse_rms(x, dim, eps));
+    for (int i = 0; i < dim; i += 16) store(x + i, load(x + i) * inverse * load(weight + i));  // heads are whole vectors
+  }
+}
+
+void rope(float *x, int n_heads, int head_dim, int dim, const float *cos, const float *sin) {
+  const int half = dim / 2;
+  for (int h = 0; h < n_heads; h++, x += head_dim) {
     int i = 0;
     for (; i + 16 <= half; i += 16) {
       const f32x16 a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);

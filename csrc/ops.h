@@ -82,8 +82,10 @@ struct Kernels {
   void (*prepare)(const float *x, const float *norm, float eps, int forms, const Activations &, int t);
   void (*matmul)(const Matmul &, int64_t panel0, int64_t panel1, uint8_t *scratch);
   void (*unpack_row)(const Weight &, int64_t row, float *out);
-  // Rotates pairs (i, i + dim / 2) of n_heads heads; cos, sin: [dim / 2] for this token.
-  void (*rope)(float *x, int n_heads, int dim, const float *cos, const float *sin);
+  // x[h] = x[h] / rms(x[h]) * weight for n_heads heads of `dim`, each by itself.
+  void (*norm_heads)(float *x, int n_heads, int dim, const float *weight, float eps);
+  // Rotates pairs (i, i + dim / 2) of n_heads heads of head_dim, of which dim <= head_dim is even; cos, sin: [dim / 2] for this token.
+  void (*rope)(float *x, int n_heads, int head_dim, int dim, const float *cos, const float *sin);
   void (*append_kv)(const float *k, const float *v, uint16_t *block, int slot, int n_heads, int head_dim);
   // The softmax of KV positions [split * KV_SPLIT, (split + 1) * KV_SPLIT) alone, unnormalised; scores: [rows, KV_SPLIT].
   void (*attend_split)(const Attention &, int split, float *scores, const SoftmaxState &);

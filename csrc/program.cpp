@@ -260,11 +260,14 @@ void Program::append(const AttentionOp &op, const BatchView &batch, int worker) 
   for (int s = 0; s < batch.n_seqs; s++)
     for (int t = batch.seq_starts[s]; t < batch.seq_starts[s + 1]; t++) {
       if (t % pool_->size() != worker) continue;
+      if (op.q_norm) kernels_.norm_heads(row(op.q, t), op.n_heads, op.head_dim, op.q_norm, op.q_eps);
+      if (op.k_norm) kernels_.norm_heads(row(op.k, t), op.n_kv_heads, op.head_dim, op.k_norm, op.k_eps);
       if (op.rope >= 0) {
         const Rope &r = ropes_[op.rope];
         const float *cos = r.cos.data() + t * r.inverse.size(), *sin = r.sin.data() + t * r.inverse.size();
-        kernels_.rope(row(op.q, t), op.n_heads, op.head_dim, cos, sin);
-        kernels_.rope(row(op.k, t), op.n_kv_heads, op.head_dim, cos, sin);
+        const int dim = 2 * (int)r.inverse.size();
+        kernels_.rope(row(op.q, t), op.n_heads, op.head_dim, dim, cos, sin);
+        kernels_.rope(row(op.k, t), op.n_kv_heads, op.head_dim, dim, cos, sin);
       }
       const int pos = batch.positions[t];
       const int64_t id = batch.block_table[(int64_t)s * batch.max_blocks + pos / KV_BLOCK];

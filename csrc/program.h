@@ -35,6 +35,10 @@ struct AttentionOp {
   int rope;             // index of the rotation table, or -1
   float scale;
   const float *sinks;   // [n_heads] scores without a value, or null
+  const float *q_norm;  // [head_dim] or null: each head is RMS-normalised by itself, before it is rotated
+  float q_eps;
+  const float *k_norm;
+  float k_eps;
 };
 
 // A mixture of experts is three steps. ROUTE chooses k experts for every token from their scores. EXPERTS computes the gated

@@ -84,6 +84,9 @@ class AttentionProgram:
         dim: int,
         window: int | None = None,
         sinks: Float32Array | None = None,
+        *,
+        head_norms: bool = False,
+        rotated: int | None = None,
     ) -> None:
         rng = np.random.default_rng(0)
         hidden = 32
@@ -92,8 +95,9 @@ class AttentionProgram:
         weights = [rng.standard_normal((n * dim, hidden)) / 4 for n in (n_heads, n_kv, n_kv)]
         q, k, v = ops.linear(x, [backend.matrix(f32(w)) for w in weights])
         spec = KVSpec("full" if window is None else "window", n_kv, dim, dim, window)
-        rope = Rope(1e4 ** (-np.arange(0, dim, 2) / dim))
-        out = ops.attend(q, k, v, spec, rope=rope, scale=dim**-0.5, sinks=sinks)
+        rope = Rope(1e4 ** (-np.arange(0, rotated or dim, 2) / (rotated or dim)))
+        norms = [Norm(rng.uniform(0.5, 2, dim).astype(np.float32), eps) if head_norms else None for eps in (1e-5, 1e-3)]
+        out = ops.attend(q, k, v, spec, rope=rope, scale=dim**-0.5, sinks=sinks, q_norm=norms[0], k_norm=norms[1])
         ops.head(out, backend.matrix(f32(np.eye(n_heads * dim))))
         self.program = backend.compile(ops)
 

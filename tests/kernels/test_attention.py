@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from freehold.errors import KernelError
+from freehold.errors import KernelError, UnsupportedError
 from freehold.kernels import NativeBackend, ReferenceBackend, available_isas
 from kernel_programs import TILE_TOKENS, VECTOR_ISAS, AttentionProgram, batch
 
@@ -93,7 +95,7 @@ def test_indices_are_checked_before_they_become_addresses(change: dict[str, list
         program.run(type(good)(**fields), program.new_kv(2))
 
 
-@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("isa", ISAS)
 def test_sinks_take_their_part_of_the_softmax(isa: str) -> None:
     """In prefill, in decode over one split and over several; also sinks far above and below every score."""
     sinks = np.array([0.5, -3, 40, -200, 2, 1], np.float32)
@@ -106,3 +108,19 @@ def test_sinks_take_their_part_of_the_softmax(isa: str) -> None:
     assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
     again = program.run(batch([(n - 1, 1)], tokens=[n - 1]), kv)
     assert np.linalg.norm(again[0] - expected[-1]) <= tolerance * np.linalg.norm(expected[-1])
+
+
+@pytest.mark.parametrize(("head_norms", "rotated"), [(True, None), (True, 16), (False, 48)])
+@pytest.mark.parametrize("isa", ISAS)
+def test_heads_are_normalised_and_rotated_in_part(isa: str, head_norms: bool, rotated: int | None) -> None:
+    options: dict[str, Any] = {"head_norms": head_norms, "rotated": rotated}
+    got = AttentionProgram(NativeBackend(2, isa), 70, 6, 2, 64, **options).run(batch([(0, 70)]))
+    expected = AttentionProgram(ReferenceBackend(), 70, 6, 2, 64, **options).run(batch([(0, 70)]))
+    plain = AttentionProgram(ReferenceBackend(), 70, 6, 2, 64).run(batch([(0, 70)]))
+    assert np.linalg.norm(got - expected) <= (8e-3 if isa == "amx" else 4e-3) * np.linalg.norm(expected)
+    assert np.linalg.norm(expected - plain) > 0.1 * np.linalg.norm(expected), "the options must change something"
+
+
+def test_more_rotated_than_a_head_has_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="96 rotated dimensions in a head of 64"):
+        AttentionProgram(NativeBackend(1), 4, 2, 2, 64, rotated=96)

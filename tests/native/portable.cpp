@@ -188,7 +188,7 @@ void check_rope() {
     cos[i] = (1 - t * t) / (1 + t * t), sin[i] = 2 * t / (1 + t * t);
   }
   before = x;
-  kernels.rope(x.data(), 3, DIM, cos.data(), sin.data());
+  kernels.rope(x.data(), 3, DIM, DIM, cos.data(), sin.data());
   for (int h = 0; h < 3; h++)
     for (int i = 0; i < DIM / 2; i++) {
       const double a = before[h * DIM + i], b = before[h * DIM + DIM / 2 + i];

@@ -61,6 +61,10 @@ class Program:
         rope: int,
         scale: float,
         sinks: _F32 | None,
+        q_norm: _F32 | None,
+        q_eps: float,
+        k_norm: _F32 | None,
+        k_eps: float,
         /,
     ) -> None: ...
     def route(self, scores: int, n_experts: int, k: int, /) -> int: ...

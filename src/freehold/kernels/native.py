@@ -271,10 +271,16 @@ class NativeProgram:
                 f"{op.n_heads} query heads over {op.kv.n_heads} KV heads have no kernel; "
                 f"expected a whole number, at most {_kernels.MAX_GROUP}, of query heads per KV head"
             )
+        rotated = 0 if op.rope is None else 2 * len(op.rope.inverse_frequencies)
+        if rotated > op.kv.k_dim:
+            raise UnsupportedError(
+                f"{rotated} rotated dimensions in a head of {op.kv.k_dim}; expected no more than it has"
+            )
         b = self._buffers.of
         self._program.attention(
             b(op.q), b(op.k), b(op.v), b(op.out), self._layer_offsets[op.layer],
             op.n_heads, op.kv.n_heads, op.kv.k_dim, op.kv.window or 0, self._rope(op.rope), op.scale, op.sinks,
+            *_norm(op.q_norm), *_norm(op.k_norm),
         )  # fmt: skip
 
     def _rope(self, rope: Rope | None) -> int:

@@ -47,7 +47,10 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """Rotary embedding of pairs (i, i + dim / 2): angle = position * inverse_frequency[i], cos and sin * `scale`."""
+    """Rotary embedding of pairs (i, i + dim / 2): angle = position * inverse_frequency[i], cos and sin * `scale`.
+
+    dim may be less than a head's size: what follows in the head stays as it is.
+    """
 
     inverse_frequencies: npt.NDArray[np.float64]  # [dim / 2]
     scale: float = 1.0
@@ -90,6 +93,8 @@ class Attend:
     rope: Rope | None
     scale: float
     sinks: Float32Array | None  # [n_heads]
+    q_norm: Norm | None  # of each head by itself, before the rotation
+    k_norm: Norm | None
 
 
 @dataclass(frozen=True)
@@ -200,15 +205,18 @@ class Ops:
         rope: Rope | None,
         scale: float,
         sinks: Float32Array | None = None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
     ) -> Value:
-        """Append k and v to the next layer's KV storage and attend causally; q and k are rotated first.
+        """Append k and v to the next layer's KV storage and attend causally; q and k are normalised and rotated first.
 
-        sinks: [n_heads] scores that take part in each softmax without adding to its result.
+        sinks: [n_heads] scores that take part in each softmax without adding to its result. q_norm, k_norm: of each
+        head by itself, weights [k_dim].
         """
         out = self._value(q.width)
         layer = len(self.kv_specs)
         self.kv_specs.append(kv)
-        self.records.append(Attend(q, k, v, out, layer, q.width // kv.k_dim, kv, rope, scale, sinks))
+        self.records.append(Attend(q, k, v, out, layer, q.width // kv.k_dim, kv, rope, scale, sinks, q_norm, k_norm))
         return out
 
     def route(self, scores: Value, k: int) -> Routing:

@@ -120,8 +120,9 @@ def _rotate(x: Float32Array, positions: np.ndarray, rope: Rope) -> Float32Array:
     angles = positions[:, None] * rope.inverse_frequencies  # [n_tokens, dim / 2], float64
     cos = (np.cos(angles) * rope.scale).astype(np.float32)[:, None]
     sin = (np.sin(angles) * rope.scale).astype(np.float32)[:, None]
-    a, b = np.split(x, 2, axis=-1)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    half = len(rope.inverse_frequencies)
+    a, b, rest = np.split(x, [half, 2 * half], axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
 def _attend(
@@ -130,6 +131,7 @@ def _attend(
     n_tokens, n_kv = len(q), op.kv.n_heads
     q = q.reshape(n_tokens, op.n_heads, op.kv.k_dim)
     k = k.reshape(n_tokens, n_kv, op.kv.k_dim)
+    q, k = _normalise(q, op.q_norm), _normalise(k, op.k_norm)
     if op.rope is not None:
         q, k = _rotate(q, batch.positions, op.rope), _rotate(k, batch.positions, op.rope)
     keys, values = kv.keys[op.layer], kv.values[op.layer]
