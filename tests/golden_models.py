@@ -13,7 +13,7 @@ from freehold.models.loader import LoadedModel
 from freehold.weights import open_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = ("gpt_oss", "llama")
+FAMILIES = ("gpt_oss", "llama", "qwen2", "qwen3", "qwen3_moe")
 
 
 def load_golden(family: str, **options: Any) -> LoadedModel:

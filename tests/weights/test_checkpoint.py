@@ -114,6 +114,14 @@ def test_gguf_equals_safetensors(tmp_path: Path, golden: Checkpoint, quantisatio
         assert ours.gguf_metadata["general.architecture"] == "llama"
 
 
+def test_smollm3_is_llama_by_another_name(tmp_path: Path, golden: Checkpoint) -> None:
+    keys = {key.replace("llama__", "smollm3__"): value for key, value in LLAMA_KEYS.items()}
+    with open_checkpoint(write_gguf(tmp_path / "a.gguf", to_gguf(golden), "smollm3", **keys)) as ours:
+        assert ours.config["model_type"] == "smollm3"
+        for name in golden.names:
+            np.testing.assert_array_equal(ours.get(name).to_float32(), golden.get(name).to_float32())
+
+
 def test_row_order_of_a_bias_is_restored(tmp_path: Path) -> None:
     bias = np.arange(64, dtype=np.float32)
     tensors = {

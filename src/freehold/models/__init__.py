@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 from freehold.errors import RequestError, UnsupportedError
 from freehold.formats import FORMATS
 from freehold.kernels import NativeBackend, ReferenceBackend
-from freehold.models import gpt_oss, llama
+from freehold.models import gpt_oss, llama, qwen
 from freehold.models.common import Config
 from freehold.models.loader import Backend, Kept, LoadedModel, Loader, Progress, Weights, rounded_format, stays_in_file
 from freehold.models.outline import Shapes, check_tensors
@@ -27,7 +27,7 @@ Rounding = Literal["int8", "native"]
 """int8: the bfloat16 matrices that a family names in ROUNDED are packed as Q8_0, blocks of 32 with a scale each.
 native: every weight stays as published. The reference precision rounds nothing either way."""
 
-_MODULES: tuple[Any, ...] = (gpt_oss, llama)
+_MODULES: tuple[Any, ...] = (gpt_oss, llama, qwen)
 FAMILIES = {model_type: family for family in _MODULES for model_type in family.MODEL_TYPES}
 
 

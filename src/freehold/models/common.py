@@ -36,6 +36,9 @@ class Config:
         self._where = where
         self._read: set[str] = set()
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
         """The value of `key` as `kind`; without a default the key is required. Raises ModelFileError."""
         self._read.add(key)
@@ -70,8 +73,18 @@ class Config:
             )
         return value
 
+    def flags(self, key: str, default: list[bool]) -> list[bool]:
+        """A list of zeros and ones."""
+        self._read.add(key)
+        value = self._values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, list) or not all(isinstance(item, int) and item in (0, 1) for item in value):
+            raise ModelFileError(f"{self._where}: config key {key!r} is {_short(value)}; expected a list of 0 and 1")
+        return [bool(item) for item in value]
+
     def ignore(self, key: str) -> None:
-        """Accept `key` with any value: it concerns training."""
+        """Accept `key` with any value: it concerns training, or what another key has switched off."""
         self._read.add(key)
 
     def section(self, *keys: str) -> Config | None:
@@ -108,6 +121,19 @@ _KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_context(config: Config) -> int:
+    """The longest context in tokens: `max_position_embeddings`, or what YaRN stretches the original context to.
+
+    The second is more where users add YaRN to a config by hand, as Qwen's publisher advises.
+    """
+    context = config.size("max_position_embeddings", most=1 << 30)
+    scaling = config.section("rope_parameters", "rope_scaling")
+    if scaling is None or scaling.get("rope_type", str, scaling.get("type", str, "default")) != "yarn":
+        return context
+    original = scaling.size("original_max_position_embeddings", most=1 << 30)
+    return max(context, int(min(original * scaling.get("factor", float), 1 << 30)))
 
 
 def read_rope(config: Config, head_dim: int, factors: Float32Array | None = None) -> Rope:

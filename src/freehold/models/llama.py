@@ -1,10 +1,13 @@
-"""Llama: pre-norm blocks of grouped-query attention and a gated MLP. Llama 2 and 3, SmolLM2, and all of that form.
+"""Llama: pre-norm blocks of grouped-query attention and a gated MLP. Llama 2 and 3, SmolLM2, Mistral, SmolLM3.
 
     x += W_o attend(rope(W_q t), rope(W_k t), W_v t)      t = rms(x)
     x += W_down (silu(W_gate t) * W_up t)                 t = rms(x)
     logits = W_head rms(x)
 
-Source: the Llama papers and transformers' modeling_llama; rotation is of half-split pairs.
+SmolLM3 leaves every fourth layer without rotation. Mistral is of this form since 0.2, when it gave up its window.
+
+Source: the Llama papers and transformers' modeling_llama, modeling_mistral and modeling_smollm3; rotation is of
+half-split pairs.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.core import KVSpec
+from freehold.errors import ModelFileError, UnsupportedError
 from freehold.kernels import Matrix, Norm, Ops, Rope
 from freehold.models.common import Config, read_rope
 from freehold.models.loader import Loader
 
-MODEL_TYPES = ("llama",)
+_, MISTRAL, SMOLLM3 = MODEL_TYPES = ("llama", "mistral", "smollm3")
 ROUNDED = ()  # every weight stays as published
 TABLES = ()  # the embedding is packed, because most often it is the head as well
 
@@ -44,22 +48,27 @@ class LlamaConfig:
     max_context: int
     tied: bool
     rope: Rope
+    rotated: tuple[bool, ...]  # by layer
 
     @staticmethod
     def read(config: Config, loader: Loader) -> LlamaConfig:
         """Read and check a config; raises ModelFileError, or UnsupportedError naming the key."""
+        kind = config.get("model_type", str)
         hidden, n_heads = config.size("hidden_size"), config.size("num_attention_heads")
+        n_layers = config.size("num_hidden_layers", most=1024)
         head_dim = config.size("head_dim", default=max(1, hidden // n_heads))
         factors = loader.optional_vector(ROPE_FACTORS, head_dim // 2)
         config.require("hidden_act", "silu")
         config.require("mlp_bias", False)
+        if kind == MISTRAL and "sliding_window" not in config:
+            raise UnsupportedError("config key 'sliding_window' is absent, which means 4096; only null is implemented")
         config.require("sliding_window")
         config.get("attention_bias", bool, False)  # biases are used exactly where the checkpoint has them
         read = LlamaConfig(
             vocab_size=config.size("vocab_size"),
             hidden_size=hidden,
             intermediate_size=config.size("intermediate_size"),
-            n_layers=config.size("num_hidden_layers", most=1024),
+            n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=config.size("num_key_value_heads", default=n_heads),
             head_dim=head_dim,
@@ -67,9 +76,19 @@ class LlamaConfig:
             max_context=config.size("max_position_embeddings", default=2048, most=1 << 30),
             tied=config.get("tie_word_embeddings", bool, False),
             rope=read_rope(config, head_dim, factors),
+            rotated=_rotated_layers(config, n_layers) if kind == SMOLLM3 else (True,) * n_layers,
         )
         config.finish()
         return read
+
+
+def _rotated_layers(config: Config, n_layers: int) -> tuple[bool, ...]:
+    """By layer, whether SmolLM3 rotates: the key's name says the opposite of what its ones mean."""
+    interval = config.size("no_rope_layer_interval", default=4)
+    rotated = config.flags("no_rope_layers", default=[(index + 1) % interval != 0 for index in range(n_layers)])
+    if len(rotated) < n_layers:
+        raise ModelFileError(f"no_rope_layers names {len(rotated)} layers; num_hidden_layers is {n_layers}")
+    return tuple(rotated[:n_layers])
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,7 @@ def record(config: Config, loader: Loader) -> tuple[Ops, LlamaConfig]:
     for index in range(c.n_layers):
         layer = Layer.load(loader, index, c)
         q, k, v = ops.linear(x, layer.qkv, layer.qkv_bias, norm=layer.attn_norm)
-        attended = ops.attend(q, k, v, kv, rope=c.rope, scale=c.head_dim**-0.5)
+        attended = ops.attend(q, k, v, kv, rope=c.rope if c.rotated[index] else None, scale=c.head_dim**-0.5)
         x = ops.linear_add(attended, layer.o, x, layer.o_bias)
         active = ops.gated_linear(x, layer.gate, layer.up, norm=layer.mlp_norm)
         x = ops.linear_add(active, layer.down, x)

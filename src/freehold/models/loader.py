@@ -108,7 +108,10 @@ class Loader:
         return matrix
 
     def experts(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...]:
-        """The matrices [n_rows, n_cols] of n experts, stored as one tensor."""
+        """The matrices [n_rows, n_cols] of n experts, stored as one tensor or, under their numbers, as one each."""
+        numbered = [name.replace(".experts.", f".experts.{index}.") for index in range(n)]
+        if numbered[0] in self:
+            return tuple(self.matrix(one, n_rows, n_cols) for one in numbered)
         if found := self._find(name, n, n_rows, n_cols):
             return found
         tensor = self._get(name, (n, n_rows, n_cols))

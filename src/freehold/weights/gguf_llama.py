@@ -1,7 +1,7 @@
-"""GGUF's words for the llama architecture, translated to Hugging Face's.
+"""GGUF's words for the llama and smollm3 architectures, translated to Hugging Face's.
 
-Owns its tables of keys and tensor names, and the one change llama.cpp's converter makes to the numbers: it reorders the
-rows of the q and k projections. Knows nothing of how the file is laid out.
+Owns their tables of keys and tensor names, and the one change llama.cpp's converter makes to the numbers: it reorders
+the rows of the q and k projections. Knows nothing of how the file is laid out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ import numpy as np
 from freehold.errors import ModelFileError
 from freehold.formats import QTensor
 from freehold.weights.gguf_words import COMMON_KEYS, COMMON_NEUTRAL, Words, translate_names
+
+ARCHITECTURES: Mapping[str, str] = {"llama": "LlamaForCausalLM", "smollm3": "SmolLM3ForCausalLM"}
+"""By name, their class; the names are Hugging Face's model_type as well. SmolLM3's pattern of layers without rotation
+is the usual one, which its config need not say and its GGUF files do not."""
 
 _MODULE_NAMES: Mapping[str, str] = {
     "token_embd": "model.embed_tokens",
@@ -45,7 +49,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 def tensor_names(names: Iterable[str], metadata: Mapping[str, Any]) -> dict[str, str]:
     """Hugging Face name to GGUF name, in the given order; errors as in `translate_names`."""
-    return translate_names(names, Words(metadata, "llama"), _MODULE_NAMES, _LAYER_MODULE_NAMES)
+    words = Words(metadata, metadata["general.architecture"])
+    return translate_names(names, words, _MODULE_NAMES, _LAYER_MODULE_NAMES)
 
 
 def config_from_metadata(metadata: Mapping[str, Any], names: Collection[str], vocab_rows: int) -> dict[str, Any]:
@@ -53,11 +58,11 @@ def config_from_metadata(metadata: Mapping[str, Any], names: Collection[str], vo
 
     Raises ModelFileError for a missing or impossible value, UnsupportedError for a key that is not implemented.
     """
-    words = Words(metadata, "llama")
+    words = Words(metadata, metadata["general.architecture"])
     words.refuse_unknown(COMMON_KEYS, _NEUTRAL)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[words.architecture]],
+        "model_type": words.architecture,
         "hidden_act": "silu",
         "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in names,
         **words.common_config(names, vocab_rows),

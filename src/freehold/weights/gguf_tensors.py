@@ -1,7 +1,7 @@
 """A GGUF file seen as Hugging Face's: config, tensor names and row order.
 
-Owns the table of architectures: one module each, with the same three functions. Knows neither what an architecture's
-words are nor how the file is laid out.
+Owns the table of architectures: a module for each, or for some that are alike, always with the same three functions.
+Knows neither what an architecture's words are nor how the file is laid out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import QTensor
-from freehold.weights import gguf_gpt_oss, gguf_llama
+from freehold.weights import gguf_gpt_oss, gguf_llama, gguf_qwen
 from freehold.weights.gguf import GGUFFile
 from freehold.weights.quote import naming, quote
 
@@ -34,7 +34,11 @@ class Architecture(Protocol):
         ...
 
 
-_ARCHITECTURES: Mapping[str, Architecture] = {"gpt-oss": gguf_gpt_oss, "llama": gguf_llama}
+_ARCHITECTURES: Mapping[str, Architecture] = {
+    "gpt-oss": gguf_gpt_oss,
+    **dict.fromkeys(gguf_llama.ARCHITECTURES, gguf_llama),
+    **dict.fromkeys(gguf_qwen.ARCHITECTURES, gguf_qwen),
+}
 
 
 class GGUFTensors:
