@@ -25,7 +25,7 @@ from freehold.server.source import Footprint, ModelSource
 from freehold.text.chat import Message as Said
 from freehold.text.harmony import Harmony
 from freehold.text.tokenizer import Tokenizer
-from scripted_model import ASSISTANT, HarmonyByteTokenizer, RoleTemplate, harmony, scripted
+from scripted_model import ASSISTANT, HarmonyByteTokenizer, harmony, scripted
 from served import running
 
 MODEL = "gpt-oss-20b"
@@ -136,7 +136,7 @@ def client_server(script: Script, *, context: int = 200_000) -> Iterator[ClientS
             prompts.append(prompt)
         return harmony(script(prompt))
 
-    model = scripted(answer, context=context, chat_format=cast(type[RoleTemplate], MarkedHarmony))
+    model = scripted(answer, context=context, chat_format=MarkedHarmony)
     forward = model.script.forward
     # Programs ask for temperature 1, at which the script must still be certain.
     model.script.forward = lambda batch, kv: forward(batch, kv) * 100  # type: ignore[method-assign]

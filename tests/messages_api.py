@@ -37,16 +37,17 @@ ANSWER = "<|channel|>final<|message|>It is sunny.<|return|>"
 
 
 class _Recorded(RoleTemplate):
-    """Remembers the requests, and writes tools, calls and results as text. Nothing binds the answer unless `bound`."""
+    """Remembers the requests, and writes tools, calls and results as text. Nothing binds the answer unless told so."""
+
+    binds = False
 
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[ChatRequest] = []
-        self.bound = False
 
-    def grammar(self, request: ChatRequest) -> str | None:
+    def grammar(self, request: ChatRequest, prompt: Sequence[int] = ()) -> str | None:
         self.requests.append(request)
-        return super().grammar(request) if self.bound else None
+        return super().grammar(request, prompt)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
         super().render([], **options)  # refuses what it does not know
@@ -80,7 +81,7 @@ class Served:
     def says(self, text: str, *, bound: bool = False) -> None:
         """What the thinker answers from now on, control tokens by name; `bound`, what the grammar lets it of that."""
         self.thinker.script.answer = harmony(text)
-        self._format.bound = bound
+        self._format.binds = bound
 
     @property
     def _format(self) -> Harmonious:

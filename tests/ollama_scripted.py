@@ -5,49 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import ollama
 
 from freehold.server.ollama import ENDPOINTS
-from freehold.text.chat import Message
 from freehold.text.request import ChatRequest
-from scripted_model import HarmonyRoles, RoleTemplate, ScriptedLocalModel, harmony, scripted
+from scripted_model import HarmonyTalk, RoleTemplate, ScriptedLocalModel, harmony, scripted
 from served import served
 
 ASK: list[Any] = [{"role": "user", "content": "?"}]
-
-
-class _Unbound(RoleTemplate):
-    """Takes tool messages too, keeps the request, and binds nothing."""
-
-    request: ChatRequest | None = None
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
-        known = [replace(message, role="user") if message.role == "tool" else message for message in messages]
-        ids = super().render(known, add_generation_prompt=add_generation_prompt, **options)
-        self.messages = list(messages)
-        return ids
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        self.request = request
-        return None
-
-
-class Plain(_Unbound):
-    """Answers are text."""
-
-
-class Switched(_Unbound):
-    """The same, with a switch for thinking."""
-
-    option_names = ("enable_thinking",)
-
-
-class Talk(_Unbound, HarmonyRoles):
-    """Answers are harmony."""
 
 
 class Talker:
@@ -73,9 +41,7 @@ class Talker:
     @property
     def asked(self) -> ChatRequest:
         """The request that came to the model last."""
-        request = self.model.chat_format.request  # type: ignore[union-attr]
-        assert isinstance(request, ChatRequest)
-        return request
+        return self.model.asked
 
     def post(self, path: str = "/api/chat", **body: Any) -> httpx.Response:
         default = {"messages": ASK} if path == "/api/chat" else {"prompt": "?"} if path == "/api/generate" else {}
@@ -105,9 +71,9 @@ class Talker:
         return error
 
 
-def says(answer: Any, chat_format: type[RoleTemplate] = Talk, **options: Any) -> ScriptedLocalModel:
+def says(answer: Any, chat_format: type[RoleTemplate] = HarmonyTalk, **options: Any) -> ScriptedLocalModel:
     """A model that answers so; text is harmony with control tokens by name where it talks harmony."""
-    if isinstance(answer, str) and chat_format is Talk:
+    if isinstance(answer, str) and chat_format is HarmonyTalk:
         answer = harmony(answer)
     return scripted(answer, chat_format=chat_format, **options)
 
@@ -115,7 +81,7 @@ def says(answer: Any, chat_format: type[RoleTemplate] = Talk, **options: Any) ->
 @contextmanager
 def talking(
     answer: str | bytes | Sequence[int] | Callable[[str], bytes],
-    chat_format: type[RoleTemplate] = Talk,
+    chat_format: type[RoleTemplate] = HarmonyTalk,
     **options: Any,
 ) -> Iterator[Talker]:
     """A server with one model, "m", that answers so."""

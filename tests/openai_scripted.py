@@ -12,23 +12,7 @@ import httpx
 import openai
 
 from freehold.server import openai_chat, openai_completions, openai_models
-from freehold.text.chat import Message
-from freehold.text.harmony import Harmony
-from freehold.text.request import ChatRequest
-from freehold.text.tokenizer import Tokenizer
-from scripted_model import (
-    ASSISTANT,
-    BOS,
-    EOS,
-    SYSTEM,
-    USER,
-    VOCAB,
-    HarmonyByteTokenizer,
-    HarmonyRoles,
-    RoleTemplate,
-    ScriptedLocalModel,
-    scripted,
-)
+from scripted_model import ASSISTANT, EOS, HarmonyTalk, RealHarmony, RoleTemplate, ScriptedLocalModel, scripted
 from served import served
 
 ENDPOINTS = (*openai_chat.ENDPOINTS, *openai_completions.ENDPOINTS, *openai_models.ENDPOINTS)
@@ -36,74 +20,11 @@ Talk = Callable[..., "Talker"]
 ASK: list[Any] = [{"role": "user", "content": "?"}]
 
 
-class _AnyRole:
-    """Takes every role, and keeps what it was asked."""
-
-    request: ChatRequest | None = None
-    options: dict[str, Any]
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> list[int]:
-        roles = {"system": SYSTEM, "developer": SYSTEM, "assistant": ASSISTANT}
-        ids = [BOS]
-        for message in messages:
-            ids += [roles.get(message.role, USER), *message.content.encode()]
-            ids += [EOS] if message.role == "assistant" else []
-        self.options = options
-        return [*ids, ASSISTANT]
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        self.request = request
-        return None
-
-
-class PlainTalk(_AnyRole, RoleTemplate):
-    """Answers are text; nothing binds them."""
-
-
-class HarmonyTalk(_AnyRole, HarmonyRoles):
-    """Answers are harmony; nothing binds them."""
-
-
-class BoundPlain(PlainTalk):
-    """Answers are text, bound to what the request says."""
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        return RoleTemplate.grammar(self, request)
-
-
-class BoundHarmony(HarmonyTalk):
-    """Answers are harmony, bound to what the request says."""
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        return HarmonyRoles.grammar(self, request)
-
-
-class RealHarmony(Harmony):
-    """gpt-oss's own format over bytes, which keeps the prompt it rendered last, and binds nothing."""
-
-    prompt: list[int]
-    tokenizer = HarmonyByteTokenizer()
-
-    def __init__(self) -> None:
-        super().__init__(cast(Tokenizer, self.tokenizer))
-
-    def render(self, *args: Any, **options: Any) -> list[int]:
-        self.prompt = super().render(*args, **options)
-        return self.prompt
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        return None
-
-
 def says(
     answer: Any, *, chat_format: type[RoleTemplate] | type[RealHarmony] = HarmonyTalk, **options: Any
 ) -> ScriptedLocalModel:
     """A model that answers so, without a prefix cache, so that a second request counts as the first did."""
-    model = scripted(answer, chat_format=cast(type[RoleTemplate], chat_format), prefix_cache=False, **options)
-    forward = model.script.forward
-    # A step may be all prefill; the runtime expects no rows then, of the right length.
-    model.script.forward = lambda batch, kv: forward(batch, kv).reshape(-1, VOCAB)  # type: ignore[method-assign]
-    return model
+    return scripted(answer, chat_format=chat_format, prefix_cache=False, **options)
 
 
 def prefers(model: ScriptedLocalModel, *answers: Any) -> None:
@@ -115,13 +36,6 @@ def prefers(model: ScriptedLocalModel, *answers: Any) -> None:
         return next((ids[len(said)] for ids in written if ids[: len(said)] == said and len(said) < len(ids)), EOS)
 
     model.script._next = next_id  # type: ignore[method-assign]
-
-
-def asked(model: ScriptedLocalModel) -> ChatRequest:
-    """The request that came to a model last."""
-    request = model.chat_format.request  # type: ignore[union-attr]
-    assert isinstance(request, ChatRequest)
-    return request
 
 
 def prompt_of(talker: Talker) -> list[int]:

@@ -12,8 +12,8 @@ from freehold.server.body import Body
 from freehold.server.endpoint import Call, Endpoint, Json
 from freehold.server.errors import ApiError, error_body
 from freehold.server.health import ENDPOINTS as HEALTH
-from freehold.server.service import Service, joined, whole
-from freehold.server.sse import EventStream, event
+from freehold.server.service import Service, whole
+from freehold.server.sse import EventStream, framed
 from freehold.text.chat import Message
 from freehold.text.request import ChatRequest
 
@@ -32,14 +32,15 @@ async def answer(call: Call) -> Json | EventStream:
     messages = (Message("user", body.prompt),)
     ticket = await call.accept(body.model, ChatRequest(messages, max_tokens=body.max_tokens, namespace=call.namespace))
     if not body.stream:
-        return Json({"answers": [joined(events, "text") for events in await whole(ticket, body.n)]})
+        answers = await whole(ticket, body.n)
+        return Json({"answers": ["".join(each.text for each in events if each.kind == "text") for events in answers]})
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         async for index, piece in ticket.events(body.n):
-            yield event({"index": index, "kind": piece.kind, "text": piece.text})
+            yield framed({"index": index, "kind": piece.kind, "text": piece.text})
 
     def failure(error: ApiError) -> bytes:
-        return event(error_body(error, "openai", call.request_id))
+        return framed(error_body(error, "openai", call.request_id))
 
     return EventStream(pieces(), failure)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import openai
@@ -13,23 +13,7 @@ import openai
 from freehold.server import openai_chat
 from freehold.server.responses import endpoints
 from freehold.server.responses_store import ResponseStore
-from freehold.text.chat import Message
-from freehold.text.harmony import Harmony
-from freehold.text.request import ChatRequest
-from freehold.text.tokenizer import Tokenizer
-from scripted_model import (
-    ASSISTANT,
-    BOS,
-    EOS,
-    SYSTEM,
-    USER,
-    VOCAB,
-    HarmonyByteTokenizer,
-    HarmonyRoles,
-    RoleTemplate,
-    ScriptedLocalModel,
-    scripted,
-)
+from scripted_model import HarmonyTalk, RealHarmony, RoleTemplate, ScriptedLocalModel, scripted
 from served import served
 
 THOUGHT = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
@@ -40,88 +24,16 @@ WEATHER = {"type": "function", "name": "get_weather", "parameters": CITY}
 TEXT_KEYS = {"response.function_call_arguments": "arguments", "response.custom_tool_call_input": "input"}
 
 
-class _EveryRole:
-    """Renders every role, and keeps the request."""
-
-    messages: list[Message]
-    request: ChatRequest
-
-    def render(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        roles = {"system": SYSTEM, "developer": SYSTEM, "assistant": ASSISTANT}
-        self.messages, ids = list(messages), [BOS]
-        for message in messages:
-            ids += [roles.get(message.role, USER), *message.content.encode()]
-            ids += [EOS] if message.role == "assistant" else []
-        return [*ids, ASSISTANT]
-
-
-class BoundPlain(_EveryRole, RoleTemplate):
-    """Answers are text, bound to what the request says."""
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        self.request = request
-        return super().grammar(request)
-
-
-class BoundTalk(_EveryRole, HarmonyRoles):
-    """Answers are harmony, bound to what the request says."""
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        self.request = request
-        return super().grammar(request)
-
-
-class Plain(BoundPlain):
-    """Answers are text, whatever the model says."""
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        self.request = request
-        return None
-
-
-class Talk(BoundTalk):
-    """Answers are harmony, whatever the model says."""
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        self.request = request
-        return None
-
-
-class Real(Harmony):
-    """gpt-oss's own format over bytes, which keeps the prompt it rendered last, and binds nothing."""
-
-    prompt: list[int]
-    tokenizer = HarmonyByteTokenizer()
-
-    def __init__(self) -> None:
-        super().__init__(cast(Tokenizer, self.tokenizer))
-
-    def render(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        self.prompt = super().render(messages, **options)
-        return self.prompt
-
-    def grammar(self, request: ChatRequest) -> str | None:
-        return None
-
-
-def asked(server: Responder) -> ChatRequest:
-    """The request that came to the model last."""
-    return cast(BoundPlain, server.model.chat_format).request
-
-
 @contextmanager
 def responding(
     answer: Any,
     *,
     store: ResponseStore | None = None,
-    chat_format: type[RoleTemplate] | type[Real] = Talk,
+    chat_format: type[RoleTemplate] | type[RealHarmony] = HarmonyTalk,
     **options: Any,
 ) -> Iterator[Responder]:
     """A server with one model, "m", that answers so; without a prefix cache, so that every request counts the same."""
-    model = scripted(answer, chat_format=cast(type[RoleTemplate], chat_format), prefix_cache=False, **options)
-    forward = model.script.forward
-    # A step may be all prefill; the runtime expects no rows then, of the right length.
-    model.script.forward = lambda batch, kv: forward(batch, kv).reshape(-1, VOCAB)  # type: ignore[method-assign]
+    model = scripted(answer, chat_format=chat_format, prefix_cache=False, **options)
     with served({"m": model}, (*endpoints(store), *openai_chat.ENDPOINTS)) as url, Responder(url, model) as responder:
         yield responder
 

@@ -20,6 +20,7 @@ from freehold.runtime import LocalModel
 from freehold.text.answer import AnswerParser
 from freehold.text.chat import Message
 from freehold.text.grammar_source import rule_body
+from freehold.text.harmony import Harmony
 from freehold.text.harmony_grammar import turn_grammar
 from freehold.text.harmony_parser import HarmonyParser
 from freehold.text.harmony_system import effective_effort
@@ -81,14 +82,19 @@ class HarmonyByteTokenizer(ByteTokenizer):
 
 
 class RoleTemplate:
-    """[BOS] then per message its role's token and its bytes, then ASSISTANT. Remembers what it rendered last."""
+    """[BOS] then per message its role's token and its bytes, then ASSISTANT. Remembers what it was asked last.
+
+    binds: whether answers keep to what the request says of them.
+    """
 
     stop_ids = frozenset[int]()
     option_names: tuple[str, ...] = ()
+    binds = True
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.options: dict[str, Any] = {}
+        self.request: ChatRequest | None = None
 
     def effort(self, options: Mapping[str, Any]) -> str | None:
         return None
@@ -97,20 +103,22 @@ class RoleTemplate:
         if unknown := options.keys() - {"tools", *self.option_names}:
             raise RequestError(f"no option {min(unknown)!r}")
         self.messages, self.options = list(messages), options
-        roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+        roles = {"system": SYSTEM, "developer": SYSTEM, "assistant": ASSISTANT}
         ids = [BOS]
         for message in messages:
-            ids += [roles[message.role], *message.content.encode()]
+            ids += [roles.get(message.role, USER), *message.content.encode()]
             if message.role == "assistant":
                 ids.append(EOS)
         return [*ids, ASSISTANT] if add_generation_prompt else ids
 
-    def parser(self, *, tools: Any = None) -> AnswerParser:
+    def parser(self, *, tools: Any = None, prompt: Sequence[int] = ()) -> AnswerParser:
         return PlainParser(cast(Tokenizer, ByteTokenizer()))
 
-    def grammar(self, request: ChatRequest) -> str | None:
-        if self.stop_ids == HARMONY.stop_ids:
-            return turn_grammar(request, HARMONY)
+    def grammar(self, request: ChatRequest, prompt: Sequence[int] = ()) -> str | None:
+        self.request = request
+        return self._grammar(request) if self.binds else None
+
+    def _grammar(self, request: ChatRequest) -> str | None:
         return None if request.answer is None else f"start: {rule_body(request.answer)}"
 
 
@@ -123,8 +131,46 @@ class HarmonyRoles(RoleTemplate):
     def effort(self, options: Mapping[str, Any]) -> str | None:
         return effective_effort(options.get("reasoning_effort") or "medium")
 
-    def parser(self, *, tools: Any = None) -> AnswerParser:
+    def parser(self, *, tools: Any = None, prompt: Sequence[int] = ()) -> AnswerParser:
         return HarmonyParser(cast(Tokenizer, HarmonyByteTokenizer()), HARMONY, tools)
+
+    def _grammar(self, request: ChatRequest) -> str | None:
+        return turn_grammar(request, HARMONY)
+
+
+class PlainTalk(RoleTemplate):
+    """Answers are text, whatever the request says of them."""
+
+    binds = False
+
+
+class SwitchedTalk(PlainTalk):
+    """The same, with a switch for thinking."""
+
+    option_names = ("enable_thinking",)
+
+
+class HarmonyTalk(HarmonyRoles):
+    """Answers are harmony, whatever the request says of them."""
+
+    binds = False
+
+
+class RealHarmony(Harmony):
+    """gpt-oss's own format over bytes, which keeps the prompt it rendered last, and binds nothing."""
+
+    prompt: list[int]
+    tokenizer = HarmonyByteTokenizer()
+
+    def __init__(self) -> None:
+        super().__init__(cast(Tokenizer, self.tokenizer))
+
+    def render(self, *args: Any, **options: Any) -> list[int]:
+        self.prompt = super().render(*args, **options)
+        return self.prompt
+
+    def grammar(self, request: ChatRequest, prompt: Sequence[int] = ()) -> str | None:
+        return None
 
 
 def harmony(text: str) -> list[int]:
@@ -193,6 +239,13 @@ class ScriptedLocalModel(LocalModel):
 
     script: ScriptedModel
 
+    @property
+    def asked(self) -> ChatRequest:
+        """The request that came to it last."""
+        request = cast(RoleTemplate, self.chat_format).request
+        assert request is not None
+        return request
+
 
 def scripted(
     answer: Answer = "Paris",
@@ -201,7 +254,7 @@ def scripted(
     n_sequences: int = 2,
     budget: int = 10**9,
     template: bool = True,
-    chat_format: type[RoleTemplate] = RoleTemplate,
+    chat_format: Callable[[], Any] = RoleTemplate,
     **options: Any,
 ) -> ScriptedLocalModel:
     """A LocalModel that says `answer`, read as `chat_format` does; `options` are LocalModel's."""

@@ -16,14 +16,27 @@ if TYPE_CHECKING:
     from freehold.reply import Reply, Stream
     from freehold.runtime import LocalModel
     from freehold.text.chat import Message
+    from freehold.text.request import Grammar, NamedTool
 
 __version__ = "0.1.0"
 
-__all__ = ["FreeholdError", "LocalModel", "Message", "Reply", "Stream", "__version__", "load"]
+__all__ = [
+    "FreeholdError",
+    "Grammar",
+    "LocalModel",
+    "Message",
+    "NamedTool",
+    "Reply",
+    "Stream",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
+    "Grammar": "freehold.text.request",
     "LocalModel": "freehold.runtime",
     "Message": "freehold.text.chat",
+    "NamedTool": "freehold.text.request",
     "Reply": "freehold.reply",
     "Stream": "freehold.reply",
     "load": "freehold.loading",

@@ -1,7 +1,8 @@
 """The command line: one function per command.
 
-Owns options and help texts. The work is done below, in `terminal` and under it; slow modules are imported by the
-command that needs them, so that help appears at once. Errors and exit statuses are `terminal.guard`'s.
+Owns the commands and their help texts; options that are many or shared are in `terminal.run_options` and
+`terminal.serve_options`. The work is done below, in `terminal` and under it; slow modules are imported by the command
+that needs them, so that help appears at once. Errors and exit statuses are `terminal.guard`'s.
 """
 
 from __future__ import annotations
@@ -17,43 +18,14 @@ import typer
 
 from freehold import __version__
 from freehold.errors import RequestError
-from freehold.terminal import serve_options
+from freehold.terminal import run_options, serve_options
 from freehold.terminal.console import Progress, human_bytes, note, open_missing_streams
 from freehold.terminal.guard import GuardedCommand
 
 if TYPE_CHECKING:
     from freehold.prepared import SamplingOptions
 
-Precision = Literal["reference", "exact", "fast"]
-Rounding = Literal["int8", "native"]
 Container = Literal["safetensors", "gguf"]
-
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A catalogue name, a model directory or a .gguf file.")
-]
-EffortOption = Annotated[
-    Literal["low", "medium", "high"] | None,
-    typer.Option(show_default=False, help="How much to think, for a model that can be told."),
-]
-HideOption = Annotated[bool, typer.Option("--hide-reasoning", help="Say only for how long the model thought.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option(help="exact: the kernels. fast: the same, no format has quicker ones yet. reference: slow float32."),
-]
-ContextOption = Annotated[
-    int | None,
-    typer.Option(show_default=False, help="Tokens a conversation may hold. Default: the model's, or what fits."),
-]
-SeedOption = Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")]
-WeightsOption = Annotated[
-    Rounding,
-    typer.Option(help="int8: attention and head of gpt-oss, published in bfloat16, as Q8_0. native: as published."),
-]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Speeds and token counts on standard error.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, max=1024, show_default=False, help="Worker threads. Default: one per usable core.")
-]
 
 app = typer.Typer(
     name="freehold",
@@ -73,7 +45,7 @@ def main() -> None:
     app(prog_name="freehold")
 
 
-def _spare_cores(precision: Precision) -> None:
+def _spare_cores(precision: run_options.PrecisionName) -> None:
     """Only the reference precision computes with numpy's BLAS, whose idle threads spin while a model loads."""
     if precision != "reference":
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported
@@ -100,37 +72,25 @@ def freehold(
 @app.command(cls=GuardedCommand, context_settings={"allow_extra_args": True})
 def run(
     ctx: typer.Context,
-    first: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help="What to run.")] = None,
-    second: Annotated[str | None, typer.Argument(metavar="PROMPT", show_default=False, help="What to ask.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", show_default=False, help="The model; what follows is then the prompt."),
-    ] = None,
-    system: Annotated[str | None, typer.Option(show_default=False, help="System message.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(show_default=False, help="0 is greedy; higher is more varied.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(show_default=False, help="Sample from this share of probability.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(show_default=False, help="Sample from the K likeliest tokens.")] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(show_default=False, help="Drop tokens below this share of the likeliest one's probability."),
-    ] = None,
-    seed: SeedOption = None,
-    max_tokens: Annotated[int | None, typer.Option(show_default=False, help="Most tokens an answer may have.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(show_default=False, help="End the answer before this text. Repeatable.")
-    ] = None,
-    effort: EffortOption = None,
-    hide_reasoning: HideOption = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-    context: ContextOption = None,
-    threads: ThreadsOption = None,
-    precision: PrecisionOption = "exact",
-    weights: WeightsOption = "int8",
+    first: run_options.First = None,
+    second: run_options.Second = None,
+    model: run_options.ModelName = None,
+    system: run_options.System = None,
+    temperature: run_options.Temperature = None,
+    top_p: run_options.TopP = None,
+    top_k: run_options.TopK = None,
+    min_p: run_options.MinP = None,
+    seed: run_options.Seed = None,
+    max_tokens: run_options.MaxTokens = None,
+    stop: run_options.Stop = None,
+    effort: run_options.Effort = None,
+    hide_reasoning: run_options.HideReasoning = False,
+    as_json: run_options.AsJson = False,
+    verbose: run_options.Verbose = False,
+    context: run_options.Context = None,
+    threads: run_options.Threads = None,
+    precision: run_options.Precision = "exact",
+    weights: run_options.Weights = "int8",
 ) -> None:
     """Ask a model one question, or chat with it.
 
@@ -193,10 +153,10 @@ def serve(
     effort: serve_options.Effort = None,
     strip_volatile: serve_options.StripVolatile = True,
     log_requests: serve_options.LogRequests = False,
-    context: ContextOption = None,
-    threads: ThreadsOption = None,
-    precision: PrecisionOption = "exact",
-    weights: WeightsOption = "int8",
+    context: run_options.Context = None,
+    threads: run_options.Threads = None,
+    precision: run_options.Precision = "exact",
+    weights: run_options.Weights = "int8",
 ) -> None:
     """Serve models to the tools that speak the APIs of OpenAI, Anthropic or Ollama.
 
@@ -260,7 +220,7 @@ def pull(
 
 @app.command(cls=GuardedCommand)
 def ls(
-    as_json: JsonOption = False,
+    as_json: run_options.AsJson = False,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Also what the catalogue could fetch.")] = False,
 ) -> None:
     """List the models in the store."""
@@ -286,7 +246,7 @@ def rm(name: Annotated[str, typer.Argument(metavar="NAME", help="A model of the 
 
 
 @app.command(cls=GuardedCommand)
-def show(model: ModelArgument, as_json: JsonOption = False) -> None:
+def show(model: run_options.Model, as_json: run_options.AsJson = False) -> None:
     """Describe a model and the memory it needs."""
     from freehold.terminal.report import describe_model, render_model
 
@@ -295,7 +255,7 @@ def show(model: ModelArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command(cls=GuardedCommand)
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(as_json: run_options.AsJson = False) -> None:
     """Report what Freehold will use of this machine.
 
     Processor and kernels, cores, memory, measured bandwidth, store; and each problem found, with its remedy.
@@ -308,12 +268,12 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @app.command(cls=GuardedCommand)
 def logits(
-    model: ModelArgument,
+    model: run_options.Model,
     ids: Annotated[Path, typer.Option(help="Token ids: a .npy file, one dimension, integers.")],
     out: Annotated[Path, typer.Option(help="Where to write the logits: .npy, float32 [tokens, vocab].")],
-    precision: PrecisionOption = "exact",
-    weights: WeightsOption = "int8",
-    threads: ThreadsOption = None,
+    precision: run_options.Precision = "exact",
+    weights: run_options.Weights = "int8",
+    threads: run_options.Threads = None,
 ) -> None:
     """Write the logits of a token sequence to a file.
 
@@ -363,16 +323,16 @@ def synth(
 
 @app.command(cls=GuardedCommand)
 def bench(
-    model: ModelArgument,
+    model: run_options.Model,
     pp: Annotated[int, typer.Option(min=1, help="Prompt tokens of the prefill measurement.")] = 512,
     tg: Annotated[int, typer.Option(min=2, help="Tokens generated in the decode measurement.")] = 64,
     depth: Annotated[int, typer.Option(min=1, help="Context in use when decode begins.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Runs counted, after one that is not; the median is reported.")] = 3,
-    as_json: JsonOption = False,
-    threads: ThreadsOption = None,
-    precision: PrecisionOption = "exact",
-    weights: WeightsOption = "int8",
+    as_json: run_options.AsJson = False,
+    threads: run_options.Threads = None,
+    precision: run_options.Precision = "exact",
+    weights: run_options.Weights = "int8",
 ) -> None:
     """Measure the speed of a model on this machine.
 

@@ -1,7 +1,7 @@
 """From a request to an answer about to begin: checked, rendered and bound, with nothing computed yet.
 
-Owns the order of these checks, so that all that can be wrong with a request is known, and its length too, before it
-waits for its turn. Knows no protocol.
+The only place where text becomes tokens. Owns the order of the checks, so that all that can be wrong with a request is
+known, and its length too, before it waits for its turn. Knows no protocol.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ class Prepared:
 
     params: max_tokens within the room that the context leaves, stop_ids complete; `silent_ids` are those of them that
     end an answer and mean nothing more. new_constraint gives what binds one answer, or None. effort: how hard the model
-    is told to think, where its format says that. unenforced: what of the request's schemas is left to
-    the model.
+    is told to think, where its format says that. unenforced: what of the request's schemas is left to the model.
     """
 
     engine: Engine
@@ -151,12 +150,13 @@ class RequestDesk:
             options["reasoning_effort"] = request.default_effort
         effort = chat_format.effort(options)
         tools = request.tools or None
-        source = chat_format.grammar(request)
+        prompt = chat_format.render(request.messages, add_generation_prompt=True, tools=tools, **options)
+        source = chat_format.grammar(request, prompt)
         if source is not None and mask is not None:
             raise RequestError("mask cannot be combined with tools or an answer's grammar; leave one of them out")
         return self._prepare(
-            chat_format.render(request.messages, add_generation_prompt=True, tools=tools, **options),
-            lambda: chat_format.parser(tools=tools),
+            prompt,
+            lambda: chat_format.parser(tools=tools, prompt=prompt),
             chat_format.stop_ids,
             request.stop,
             request.max_tokens,
@@ -244,13 +244,12 @@ class RequestDesk:
             return self._grammars
 
     def _params(self, sampling: Mapping[str, Any], max_tokens: int | None) -> SamplingParams:
-        unknown = [name for name in sampling if name not in SamplingOptions.__annotations__]
+        known = SamplingOptions.__annotations__
+        unknown = [name for name in sampling if name not in known]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], SamplingOptions.__annotations__, n=1)
-            hint = (
-                f"; did you mean {near[0]!r}?" if near else f"; expected {', '.join(SamplingOptions.__annotations__)}"
-            )
-            raise RequestError(f"unknown sampling option {unknown[0]!r}{hint}")
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+            raise RequestError(f"unknown sampling option {unknown[0]!r}; {hint}")
         try:
             return dataclasses.replace(self._defaults, max_tokens=max_tokens, **sampling)
         except TypeError as error:

@@ -1,7 +1,8 @@
-"""A loaded model: the only place where text meets tokens.
+"""A loaded model: `LocalModel`, the Python interface.
 
-Owns the life of model, engine and tokenizer together, and the Python interface: chat, generate, logits, tokenize.
-Knows nothing of files, protocols or terminals: `loading` finds the parts and decides what fits.
+Owns the life of model, engine and tokenizer together, and the methods: chat, generate, logits, tokenize. What a request
+is made into is `prepared`'s matter. Knows nothing of files, protocols or terminals: `loading` finds the parts and
+decides what fits.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ import numpy as np
 from freehold.budget import MemoryPlan
 from freehold.core import Float32Array, KVSpec, LogitMask, Model, SamplingParams
 from freehold.engine import Engine, EngineConfig
-from freehold.errors import (
-    ContextError,
-    ResourceError,
-)
+from freehold.errors import ContextError, ResourceError
 from freehold.exclusive import ExclusiveModel
 from freehold.prepared import Prepared, RawRequest, RequestDesk, SamplingOptions, checked_ids
 from freehold.reply import Reply, Stream
@@ -192,14 +190,14 @@ class LocalModel:
     ) -> Reply | Stream:
         """Answer a conversation, oldest message first: a Reply, or with `stream` the Stream of its events.
 
-        A message is a Message or a mapping like {"role": "user", "content": "..."}. `stop` strings end the answer and
-        are not part of it, and are looked for in visible text only; `max_tokens` None means as many as the context
-        holds. Message text never becomes control tokens. `tools` are OpenAI tool objects; the reply
-        holds the calls, which keep to the tools offered and their schemas. `tool_choice` is "auto", "none", "required"
-        or a NamedTool; `answer` binds the visible answer to a Grammar. Without `enforce`, the
-        form of calls is left to the model.
-        `reasoning_effort` ("low", "medium" or "high") and `template_options` are for formats that know them. Raises
-        RequestError, also for an option the model's format does not have, ContextError when it does not fit,
+        A message is a Message or a mapping like {"role": "user", "content": "..."}; its text never becomes control
+        tokens. `stop` strings end the answer and are not part of it, and are looked for in visible text only;
+        `max_tokens` None means as many as the context holds. `tools` are OpenAI tool objects; the reply holds the
+        calls, which keep to the tools offered and their schemas, unless `enforce` is False. `tool_choice` is "auto",
+        "none", "required" or a NamedTool; `answer` binds the visible answer to a Grammar. `reasoning_effort` ("low",
+        "medium" or "high") and `template_options` are for formats that know them.
+
+        Raises RequestError, also for an option the model's format does not have, ContextError when it does not fit,
         TemplateError, UnsupportedError for a model without a template.
         """
         request = ChatRequest(

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from freehold.server.anthropic import endpoints, model_info, model_page
-from freehold.server.pool import ModelCard
+from freehold.server.resident import ModelCard
 from messages_api import ANSWER, CALL, THOUGHT, Served, messages_api
 
 EPHEMERAL = {"type": "ephemeral", "ttl": "1h"}

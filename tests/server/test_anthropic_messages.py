@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import RequestError
-from freehold.server.anthropic_messages import arguments_of, call_id, input_of, read_messages, tool_use_id
-from freehold.server.anthropic_request import CountBody, MessagesBody, chat_request, left_out, system_of
+from freehold.server.anthropic_messages import call_id, read_messages, tool_use_id
+from freehold.server.anthropic_request import CountBody, MessagesBody, left_out, read_request, system_of
 from freehold.server.body import parse
 from freehold.server.errors import ApiError, as_api_error
 from freehold.text.chat import Message, ToolCall
@@ -131,10 +130,10 @@ def test_instructions_during_the_conversation_stay_where_they_are() -> None:
 def test_the_system_prompt_comes_first() -> None:
     for system in ("Be brief.", [text("Be brief.", cache_control={"type": "ephemeral"})]):
         given = body(system=system)
-        request = chat_request(given, system=system_of(given), namespace="ns")
+        request = read_request(given, system=system_of(given), namespace="ns")
         assert request.messages == (Message("system", "Be brief."), Message("user", "hi"))
         assert request.namespace == "ns"
-    assert chat_request(body(), system="", namespace="").messages == (Message("user", "hi"),)
+    assert read_request(body(), system="", namespace="").messages == (Message("user", "hi"),)
 
 
 def test_what_is_left_out_is_said() -> None:
@@ -203,7 +202,7 @@ FORM = {"type": "json_schema", "schema": {}}
     ("fields", "words"),
     [
         ({"messages": [user("q"), assistant("The answer is (")]}, "prefill is not supported"),
-        ({"tools": [TOOL, TOOL]}, "two tools have the name 'ls'"),
+        ({"tools": [TOOL, TOOL]}, "a second tool named 'ls'"),
         ({"tool_choice": {"type": "any"}}, "there are no tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "rm"}}, "tool_choice.name is 'rm'"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name is None"),
@@ -212,7 +211,7 @@ FORM = {"type": "json_schema", "schema": {}}
 )
 def test_refused_combinations(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ApiError, match=words) as raised:
-        chat_request(body(**fields), system="", namespace="")
+        read_request(body(**fields), system="", namespace="")
     assert raised.value.status == 400
 
 
@@ -239,23 +238,6 @@ def test_call_ids_come_back(id: str) -> None:
     assert tool_use_id("call_0a") == "toolu_0a"
 
 
-@given(st.dictionaries(st.text(max_size=5), Json, max_size=3))
-@settings(max_examples=100, deadline=None)
-def test_input_and_arguments_are_each_other(value: dict[str, Any]) -> None:
-    assert input_of(json.dumps(value)) == value
-    assert json.loads(arguments_of(input_of(json.dumps(value)))) == value
-
-
-@given(st.text(max_size=30) | st.sampled_from(["[" * 2000, '{"a":' * 60 + "1" + "}" * 60, "9" * 5000, "-Infinity"]))
-@settings(max_examples=100, deadline=None)
-def test_any_arguments_are_an_input(arguments: str) -> None:
-    tool_input = input_of(arguments)
-    if arguments.strip():
-        assert arguments_of(tool_input) == arguments or json.loads(arguments) == tool_input
-    assert json.loads(json.dumps(tool_input, allow_nan=False)) == tool_input
-    assert not any(isinstance(value, float) and math.isinf(value) for value in tool_input.values())
-
-
 NAMES = ["model", "max_tokens", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "top_k"]
 BLOCK_NAMES = ["type", "role", "content", "text", "id", "tool_use_id", "name", "input", "source", "data", "schema"]
 WORDS = st.sampled_from(["text", "tool_use", "tool_result", "document", "image", "user", "system", "any", "toolu_1"])
@@ -272,7 +254,7 @@ Messages = st.lists(st.fixed_dictionaries({"role": WORDS, "content": st.lists(Ne
 def test_any_body_is_read_or_refused(fields: dict[str, Any], messages: Any) -> None:
     try:
         given = body(**{"messages": messages, **fields})
-        request = chat_request(given, system=system_of(given), namespace="")
+        request = read_request(given, system=system_of(given), namespace="")
     except (ApiError, RequestError) as error:
         status = as_api_error(error).status
     else:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.server import sse
-from freehold.server.ollama_answer import RAW_ARGUMENTS, as_object, as_text
-from ollama_scripted import ASK, Plain, Talk, Talker, talking
-from scripted_model import EOS, USER, VOCAB
+from freehold.server.ollama_answer import RAW_ARGUMENTS
+from ollama_scripted import ASK, Talker, talking
+from scripted_model import EOS, USER, VOCAB, HarmonyTalk, PlainTalk
 
 THINK = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
 FINAL = "<|channel|>final<|message|>"
@@ -36,7 +36,7 @@ DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_du
 @pytest.fixture(scope="module")
 def talk() -> Iterator[Talker]:
     """A model that thinks, and answers what it is told to."""
-    with talking(HELLO, Talk) as talker:
+    with talking(HELLO, HarmonyTalk) as talker:
         yield talker
 
 
@@ -116,7 +116,7 @@ def test_generate_with_the_vendors_client(talk: Talker) -> None:
 
 
 def test_a_system_prompt_goes_first() -> None:
-    with talking("ok", Plain) as talker:
+    with talking("ok", PlainTalk) as talker:
         talker.whole("/api/generate", system="Be brief.")
         assert [message.content for message in talker.asked.messages] == ["Be brief.", "?"]
 
@@ -130,7 +130,7 @@ def test_streaming_is_the_default_and_equals_not_streaming(talk: Talker) -> None
 
 
 def test_counts() -> None:
-    with talking("Paris", Plain, context=512) as talker:
+    with talking("Paris", PlainTalk, context=512) as talker:
         question = [{"role": "user", "content": "x" * 70}]
         first, second = (talker.whole(messages=question) for _ in range(2))
     assert (first["prompt_eval_count"], first["eval_count"]) == (73, 6)  # BOS, USER, 70, ASSISTANT; Paris and its end
@@ -197,15 +197,6 @@ def test_arguments_that_are_no_object_are_passed_on_verbatim(talk: Talker, writt
     assert (result.name, result.content) == ("weather", "5")
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.text(max_size=30) | st.text(alphabet='{}[]":,1eE+-.NaInf', max_size=20))
-def test_no_arguments_make_it_raise(text: str) -> None:
-    found = as_object(text)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    if found and RAW_ARGUMENTS in found:
-        assert as_text(found) == text
-
-
 def test_the_client_sends_a_whole_turn_back(talk: Talker) -> None:
     talk.says(call('{"place":"Rome"}'))
     message = talk.ollama.chat("m", ASK, tools=[WEATHER]).message
@@ -218,7 +209,7 @@ def test_the_client_sends_a_whole_turn_back(talk: Talker) -> None:
 
 
 def test_logprobs() -> None:
-    with talking([0xE2, 0x82, 0xAC, EOS], Plain) as talker:
+    with talking([0xE2, 0x82, 0xAC, EOS], PlainTalk) as talker:
         answer = both(talker, logprobs=True, top_logprobs=1)
         assert "logprobs" not in talker.whole()
         assert talker.refused(top_logprobs=1) == "top_logprobs is set without logprobs; expected logprobs true"
@@ -229,13 +220,13 @@ def test_logprobs() -> None:
 
 
 def test_an_answer_may_be_empty() -> None:
-    with talking([EOS], Plain) as talker:
+    with talking([EOS], PlainTalk) as talker:
         answer = both(talker)
     assert (answer["message"], answer["done_reason"]) == ({"role": "assistant", "content": ""}, "stop")
 
 
 def test_an_error_within_a_stream_is_its_last_line() -> None:
-    with talking("Paris", Plain) as talker:
+    with talking("Paris", PlainTalk) as talker:
         forward = talker.model.script.forward
 
         def failing(batch: Any, kv: Any) -> Any:
@@ -255,7 +246,7 @@ def test_a_waiting_connection_shows_life_between_lines(monkeypatch: pytest.Monke
     defaults = sse.EventStream.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "interval", 0.05)
-    with talking("Paris", Plain) as talker:
+    with talking("Paris", PlainTalk) as talker:
         talker.model.script.gate = threading.Semaphore(0)
         with talker.http.stream("POST", "/api/chat", json={"model": "m", "messages": ASK}) as response:
             raw = response.iter_raw()

@@ -14,14 +14,15 @@ import httpx
 import ollama
 import pytest
 
+from freehold.server.health import index
 from freehold.server.ollama import ENDPOINTS, GenerateBody, generate
 from freehold.server.ollama_models import ShowBody, _abilities, running, show, tags, way_to_think
 from freehold.server.resident import ModelCard
 from freehold.text.harmony import Harmony
 from freehold.text.templates import ChatTemplate
 from freehold.text.tokenizer import Tokenizer, load_tokenizer
-from ollama_scripted import Plain, Talk, Talker, says
-from scripted_model import HarmonyByteTokenizer
+from ollama_scripted import Talker, says
+from scripted_model import HarmonyByteTokenizer, HarmonyTalk, PlainTalk
 from served import served
 from tiny_vocabulary import gguf_metadata
 
@@ -41,8 +42,8 @@ KNOWN = ModelCard(
 
 @pytest.fixture(scope="module")
 def talker() -> Iterator[Talker]:
-    models = {"SmolLM2": says("ok", Plain), "gpt:20b": says("ok", Talk)}
-    with served(models, ENDPOINTS) as url, Talker(url, models) as talker:
+    models = {"SmolLM2": says("ok", PlainTalk), "gpt:20b": says("ok", HarmonyTalk)}
+    with served(models, (*ENDPOINTS, index(ENDPOINTS))) as url, Talker(url, models) as talker:
         yield talker
 
 
@@ -160,7 +161,7 @@ def test_probes(talker: Talker) -> None:
     assert talker.http.head("/").status_code == 200
     greeting = talker.http.get("/").text
     assert "Ollama is running" in greeting
-    assert greeting.startswith("Freehold is running.")
+    assert greeting.startswith("Freehold")
     version = talker.http.get("/api/version").json()["version"]
     assert tuple(map(int, version.split("."))) >= (0, 13, 4)
     assert talker.http.get("/api/nothing").json()["error"].startswith("there is nothing at /api/nothing")

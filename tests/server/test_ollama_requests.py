@@ -9,20 +9,21 @@ import ollama
 import pytest
 
 from freehold.text.request import Grammar
-from ollama_scripted import ASK, Plain, Switched, Talk, Talker, talking
+from ollama_scripted import ASK, Talker, talking
+from scripted_model import HarmonyTalk, PlainTalk, SwitchedTalk
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Talker]:
     """A model that answers "ok"."""
-    with talking("ok", Plain) as talker:
+    with talking("ok", PlainTalk) as talker:
         yield talker
 
 
 @pytest.fixture(scope="module")
 def talk() -> Iterator[Talker]:
     """A model that can think."""
-    with talking("<|channel|>final<|message|>ok<|return|>", Talk) as talker:
+    with talking("<|channel|>final<|message|>ok<|return|>", HarmonyTalk) as talker:
         yield talker
 
 
@@ -35,7 +36,7 @@ def test_think_as_levels(talk: Talker, think: Any, effort: str | None) -> None:
 
 
 def test_think_as_a_switch() -> None:
-    with talking("ok", Switched) as talker:
+    with talking("ok", SwitchedTalk) as talker:
         for think, switch in ((None, {}), (False, {"enable_thinking": False}), ("low", {"enable_thinking": True})):
             talker.whole(think=think)
             assert talker.asked.template_options == switch
@@ -60,7 +61,7 @@ def test_options_reach_the_model() -> None:
         "stop": ["ri"],
         "num_predict": 9,
     }
-    with talking("Paris", Plain) as talker:
+    with talking("Paris", PlainTalk) as talker:
         answer = talker.whole(options=options)
         asked = talker.asked
         talker.whole(options={"seed": -1, "top_k": -1})
@@ -118,7 +119,7 @@ def test_a_model_that_is_always_there_is_not_unloaded(plain: Talker) -> None:
 
 
 def test_raw_prompts_are_the_clients_own() -> None:
-    with talking("Paris", Plain) as talker:
+    with talking("Paris", PlainTalk) as talker:
         answer = talker.whole("/api/generate", raw=True, prompt="<|im_end|>ab", options={"num_predict": 2})
         assert answer["prompt_eval_count"] == 4  # BOS, <|im_end|> as one token, a, b
         assert answer["response"] == "cd"  # a prompt without roles counts upwards

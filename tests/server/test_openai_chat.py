@@ -7,20 +7,8 @@ from typing import Any
 
 import pytest
 
-from openai_scripted import (
-    ASK,
-    PlainTalk,
-    RealHarmony,
-    Talk,
-    asked,
-    prompt_of,
-    says,
-    shared_talkers,
-    talking,
-    talking_models,
-    text_of,
-)
-from scripted_model import END, MESSAGE, START, harmony, scripted
+from openai_scripted import ASK, Talk, prompt_of, says, shared_talkers, talking, talking_models, text_of
+from scripted_model import END, MESSAGE, START, PlainTalk, RealHarmony, harmony, scripted
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 SHELL = {"type": "object", "properties": {"c": {"type": "string"}}}
@@ -86,7 +74,7 @@ def test_arguments_that_are_not_json_are_passed_on_and_said_so(talk: Talk) -> No
     written = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a":{"b":[1,2}<|call|>'
     talker = talk(harmony(written))
     answer = talker.both(tools=[tool("f")], enforce_tools=False)
-    assert not asked(talker.model).enforce
+    assert not talker.model.asked.enforce
     assert call_of(answer)["arguments"] == '{"a":{"b":[1,2}'
     assert "call 0 (f)" in answer["choices"][0]["freehold_hint"]
 
@@ -334,7 +322,7 @@ def test_the_format_is_asked_to_bind_what_the_request_says(talk: Talk) -> None:
         tool_choice={"type": "function", "function": {"name": "f"}},
         parallel_tool_calls=False,
     )
-    request = asked(talker.model)
+    request = talker.model.asked
     assert request.answer is not None
     assert (request.answer.kind, request.answer.definition, request.answer.strict) == ("json_schema", schema, True)
     assert not request.parallel_calls

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from openai_scripted import BoundHarmony, BoundPlain, prefers, says, talking, talking_models
-from scripted_model import ScriptedLocalModel, harmony
+from openai_scripted import prefers, says, talking, talking_models
+from scripted_model import HarmonyRoles, RoleTemplate, ScriptedLocalModel, harmony
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}}
 TOOLS: list[Any] = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("look", "find")]
@@ -23,7 +23,7 @@ CALLS = [
 ]
 
 
-def bound(*answers: Any, chat_format: Any = BoundHarmony) -> ScriptedLocalModel:
+def bound(*answers: Any, chat_format: Any = HarmonyRoles) -> ScriptedLocalModel:
     """A model that would rather say the first."""
     model = says("", chat_format=chat_format)
     prefers(model, *answers)
@@ -73,10 +73,10 @@ def test_none_gives_no_call_where_the_model_would_make_one() -> None:
         ({"type": "grammar", "grammar": 'start: "x" "y"'}, "xy"),
     ],
 )
-@pytest.mark.parametrize("chat_format", [BoundPlain, BoundHarmony])
+@pytest.mark.parametrize("chat_format", [RoleTemplate, HarmonyRoles])
 def test_prose_becomes_what_was_asked_for(response_format: Any, text: str, chat_format: Any) -> None:
     final = harmony(f"<|channel|>final<|message|>{text}<|return|>")
-    answers = ("Well, yes", text) if chat_format is BoundPlain else (GREETING, final)
+    answers = ("Well, yes", text) if chat_format is RoleTemplate else (GREETING, final)
     with talking_models({"m": bound(*answers, chat_format=chat_format)}) as talker:
         (choice,) = talker.both(response_format=response_format)["choices"]
     assert choice["finish_reason"] == "stop"
@@ -86,7 +86,7 @@ def test_prose_becomes_what_was_asked_for(response_format: Any, text: str, chat_
 def test_what_cannot_be_enforced_is_refused_before_anything_is_said() -> None:
     schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
     response_format = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
-    with talking("x", chat_format=BoundPlain) as talker:
+    with talking("x", chat_format=RoleTemplate) as talker:
         response = talker.post(response_format=response_format, stream=True)
     assert response.status_code == 400
     assert "response_format" in response.json()["error"]["message"]

@@ -10,8 +10,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from openai_scripted import ASK, BoundHarmony, BoundPlain, PlainTalk, Talk, Talker, shared_talkers, talking
-from scripted_model import harmony
+from openai_scripted import ASK, Talk, Talker, shared_talkers, talking
+from scripted_model import HarmonyRoles, PlainTalk, RoleTemplate, harmony
 
 GET_WEATHER: Any = {
     "type": "function",
@@ -68,7 +68,7 @@ def test_a_stream(talk: Talk) -> None:
 
 
 def test_tools(talk: Talk) -> None:
-    talker = talk(CALL, chat_format=BoundHarmony)
+    talker = talk(CALL, chat_format=HarmonyRoles)
     answer = talker.openai.chat.completions.create(model="m", messages=ASK, tools=[GET_WEATHER])
     (choice,) = answer.choices
     assert choice.finish_reason == "tool_calls"
@@ -81,7 +81,7 @@ def test_tools(talk: Talk) -> None:
 
 
 def test_a_turn_that_is_sent_back_as_it_came(talk: Talk) -> None:
-    talker = talk(CALL, chat_format=BoundHarmony)
+    talker = talk(CALL, chat_format=HarmonyRoles)
     create = talker.openai.chat.completions.create
     message = create(model="m", messages=ASK, tools=[GET_WEATHER]).choices[0].message
     result = {"role": "tool", "tool_call_id": (message.tool_calls or [])[0].id, "content": "sunny"}
@@ -91,20 +91,20 @@ def test_a_turn_that_is_sent_back_as_it_came(talk: Talk) -> None:
 
 
 def test_parsing_an_answer(talk: Talk) -> None:
-    talker = talk('{"name":"Rome","people":3}', chat_format=BoundPlain)
+    talker = talk('{"name":"Rome","people":3}', chat_format=RoleTemplate)
     answer = talker.openai.chat.completions.parse(model="m", messages=ASK, response_format=City)
     assert answer.choices[0].message.parsed == City(name="Rome", people=3)
 
 
 def test_parsing_a_call(talk: Talk) -> None:
-    talker = talk(CALL, chat_format=BoundHarmony)
+    talker = talk(CALL, chat_format=HarmonyRoles)
     answer = talker.openai.chat.completions.parse(model="m", messages=ASK, tools=[GET_WEATHER])
     (call,) = answer.choices[0].message.tool_calls or []
     assert call.function.parsed_arguments == {"city": "Rome"}
 
 
 def test_the_stream_helper_ends_with_the_answer(talk: Talk) -> None:
-    talker = talk(CALL, chat_format=BoundHarmony)
+    talker = talk(CALL, chat_format=HarmonyRoles)
     with talker.openai.chat.completions.stream(model="m", messages=ASK, tools=[GET_WEATHER]) as stream:
         events = list(stream)
         final = stream.get_final_completion()
@@ -123,7 +123,7 @@ def test_the_stream_helper_ends_with_the_answer(talk: Talk) -> None:
 
 
 def test_the_stream_helper_with_a_schema_and_logprobs(talk: Talk) -> None:
-    talker = talk('{"name":"Rome","people":3}', chat_format=BoundPlain)
+    talker = talk('{"name":"Rome","people":3}', chat_format=RoleTemplate)
     with talker.openai.chat.completions.stream(
         model="m", messages=ASK, response_format=City, logprobs=True, top_logprobs=1
     ) as stream:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from freehold.server.body import parse
 from freehold.server.errors import ApiError
-from freehold.server.openai_chat import ChatBody, to_request
-from freehold.server.openai_completions import CompletionBody, to_requests
+from freehold.server.openai_chat import ChatBody, read_request
+from freehold.server.openai_completions import CompletionBody, read_requests
 from openai_scripted import Talker, talking
 from scripted_model import VOCAB, harmony
 
@@ -87,7 +87,7 @@ values = st.recursive(
 def test_any_body_of_a_chat_is_read_or_refused(fields: dict[str, Any]) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "?"}], **fields}
     with suppress(ApiError):
-        to_request(parse(json.dumps(body).encode(), ChatBody), "")
+        read_request(parse(json.dumps(body).encode(), ChatBody), "")
 
 
 @given(st.lists(st.dictionaries(keys, values, max_size=4), max_size=2), values, st.lists(values, max_size=3))
@@ -95,11 +95,11 @@ def test_any_body_of_a_chat_is_read_or_refused(fields: dict[str, Any]) -> None:
 def test_any_tools_and_messages_are_read_or_refused(tools: Any, choice: Any, messages: Any) -> None:
     body = {"model": "m", "messages": messages, "tools": tools, "tool_choice": choice, "response_format": choice}
     with suppress(ApiError):
-        to_request(parse(json.dumps(body).encode(), ChatBody), "")
+        read_request(parse(json.dumps(body).encode(), ChatBody), "")
 
 
 @given(st.dictionaries(st.sampled_from([*CompletionBody.model_fields, "suffix"]), values, max_size=4), values)
 @settings(max_examples=100, deadline=None)
 def test_any_body_of_a_completion_is_read_or_refused(fields: dict[str, Any], prompt: Any) -> None:
     with suppress(ApiError):
-        to_requests(parse(json.dumps({"model": "m", "prompt": prompt, **fields}).encode(), CompletionBody), "")
+        read_requests(parse(json.dumps({"model": "m", "prompt": prompt, **fields}).encode(), CompletionBody), "")

@@ -10,12 +10,12 @@ import pytest
 
 from freehold.server.body import parse
 from freehold.server.errors import ApiError
-from freehold.server.openai_chat import ENDPOINTS, ChatBody, to_request
+from freehold.server.openai_chat import ENDPOINTS, ChatBody, read_request
 from freehold.server.service import ServiceLimits
 from freehold.text.chat import Message, ToolCall
 from freehold.text.request import ChatRequest, Grammar, NamedTool
-from openai_scripted import ASK, PlainTalk, Talker, talking
-from scripted_model import HarmonyRoles, harmony, scripted
+from openai_scripted import ASK, Talker, talking
+from scripted_model import HarmonyRoles, SwitchedTalk, harmony, scripted
 from served import served
 
 F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -25,7 +25,7 @@ PATCH = {"type": "custom", "custom": {"name": "patch"}}
 
 def read(**body: Any) -> ChatRequest:
     raw = json.dumps({"model": "m", "messages": ASK, **body}).encode()
-    return to_request(parse(raw, ChatBody), "key")
+    return read_request(parse(raw, ChatBody), "key")
 
 
 def refused(**body: Any) -> ApiError:
@@ -162,7 +162,7 @@ def test_what_clients_add_to_messages() -> None:
     ]
     assert read(messages=messages).messages == (
         Message("user", "uu"),
-        Message("assistant", "", tool_calls=(ToolCall("patch", "*** Begin", "c1"),)),
+        Message("assistant", "", tool_calls=(ToolCall("patch", "*** Begin", "c1", is_custom=True),)),
         Message("assistant", "No."),
         Message("assistant", "No."),
     )
@@ -235,7 +235,7 @@ def test_tools_may_be_written_flat() -> None:
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": "yes"}}]}, "true or false"),
         ({"tools": [{"type": "custom", "custom": {"name": "f", "format": {"type": "x"}}}]}, "format"),
         ({"tools": [F, F]}, "a second tool named 'f'"),
-        ({"tools": [F] * 513}, "512"),
+        ({"tools": [F] * 257}, "256"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"tool_choice": "any", "tools": [F]}, "'auto', 'none', 'required'"),
         ({"tool_choice": {"type": "function", "function": {"name": "gett"}}, "tools": [F, G]}, "like 'get'"),
@@ -255,7 +255,7 @@ def test_wrong_tools_and_choices_are_refused(body: dict[str, Any], words: str) -
     ("data", "means"),
     [
         ({"type": "text"}, None),
-        ({"type": "json_object"}, Grammar("json")),
+        ({"type": "json_object"}, Grammar("json", where="response_format")),
         (
             {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
             Grammar("json_schema", {"type": "object"}, strict=False, where="response_format.schema"),
@@ -264,8 +264,8 @@ def test_wrong_tools_and_choices_are_refused(body: dict[str, Any], words: str) -
             {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": True}},
             Grammar("json_schema", {}, where="response_format.schema"),
         ),
-        ({"type": "grammar", "grammar": "start: /a/"}, Grammar("lark", "start: /a/")),
-        ({"type": "regex", "regex": "a+"}, Grammar("regex", "a+")),
+        ({"type": "grammar", "grammar": "start: /a/"}, Grammar("lark", "start: /a/", where="response_format")),
+        ({"type": "regex", "regex": "a+"}, Grammar("regex", "a+", where="response_format")),
     ],
 )
 def test_response_formats(data: dict[str, Any], means: Grammar | None) -> None:
@@ -297,7 +297,7 @@ def error_of(talker: Talker, **body: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def talker() -> Any:
-    with talking("Paris", chat_format=PlainTalk) as talker:
+    with talking("Paris", chat_format=SwitchedTalk) as talker:
         yield talker
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openai_scripted import PlainTalk, Talker, joined_completion, talking
-from scripted_model import ASSISTANT, BOS, SPLIT, VOCAB
+from openai_scripted import Talker, joined_completion, talking
+from scripted_model import ASSISTANT, BOS, SPLIT, VOCAB, PlainTalk
 
 PATH = "/v1/completions"
 

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from freehold.server.endpoint import Endpoint
 from freehold.server.endpoints import all_endpoints
-from freehold.server.openapi import described, description, page
+from freehold.server.openapi import description, page
 from scripted_model import HarmonyRoles, harmony, scripted
 from served import served
 
@@ -34,13 +34,13 @@ SAID = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>fin
 def server() -> Iterator[str]:
     """A model that thinks, under a name that fuzzers are told of, and one that does not."""
     models = {"thinker": scripted(harmony(SAID), chat_format=HarmonyRoles, context=512), "plain": scripted("Paris")}
-    with served(models, (*ENDPOINTS, *described(ENDPOINTS))) as url:
+    with served(models, ENDPOINTS) as url:
         yield url
 
 
 def operations() -> Any:
     """What there is to fuzz. Without the list of models nearly every request would be for one that is not there."""
-    document = description((*ENDPOINTS, *described(ENDPOINTS)))
+    document = description(ENDPOINTS)
     for schema in document["components"]["schemas"].values():
         if "model" in schema.get("properties", {}):
             schema["properties"]["model"] = {"enum": ["thinker", "plain", "missing"]}
@@ -79,7 +79,7 @@ def test_no_wrong_request_breaks_the_server(endpoint: Endpoint, server: str, dat
 def test_the_document_and_the_page_name_every_route(server: str) -> None:
     document = httpx.get(f"{server}/openapi.json").json()
     shown = httpx.get(f"{server}/docs").text
-    for endpoint in (*ENDPOINTS, *described(ENDPOINTS)):
+    for endpoint in ENDPOINTS:
         path = re.sub(r":\w+}", "}", endpoint.path)
         assert endpoint.method.lower() in document["paths"][path]
         assert f"<code>{path}</code>" in shown

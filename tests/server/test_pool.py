@@ -13,7 +13,8 @@ import pytest
 from fake_loader import MODEL_BYTES, FakeLoader
 from freehold.errors import ModelFileError, ResourceError
 from freehold.server.errors import ApiError
-from freehold.server.pool import Lease, ModelPool, PoolLimits
+from freehold.server.pool import ModelPool, PoolLimits
+from freehold.server.resident import Lease
 from scripted_model import scripted
 
 

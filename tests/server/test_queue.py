@@ -67,8 +67,12 @@ def test_who_gives_up_leaves_the_line() -> None:
         inside = queue.join("")
 
         async def take_part() -> str:
-            async with queue.turn(""):
+            place = queue.join("")
+            try:
+                await place.turn()
                 return "served"
+            finally:
+                place.leave()
 
         gone, patient = asyncio.create_task(take_part()), asyncio.create_task(take_part())
         await asyncio.sleep(0)

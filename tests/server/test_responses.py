@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from freehold.text.tools import read_functions
-from responses_scripted import CALL, FINAL, THOUGHT, WEATHER, Plain, Responder, added_up, asked, responding
-from scripted_model import harmony
+from responses_scripted import CALL, FINAL, THOUGHT, WEATHER, Responder, added_up, responding
+from scripted_model import PlainTalk, harmony
 
 PATCH: dict[str, Any] = {
     "type": "custom",
@@ -137,7 +137,7 @@ def test_a_custom_tool_takes_text() -> None:
     written = "<|channel|>commentary to=functions.apply_patch<|message|>*** Begin\n+x\n*** End<|call|>"
     with responding(harmony(written)) as server:
         (call,) = server.both(tools=[SHELL, PATCH])["output"]
-        tools = asked(server).tools
+        tools = server.model.asked.tools
     assert (call["type"], call["name"]) == ("custom_tool_call", "apply_patch")
     assert call["input"] == "*** Begin\n+x\n*** End"
     assert call["id"].startswith("ctc_")
@@ -153,7 +153,7 @@ def test_a_tool_in_a_namespace_keeps_both_names() -> None:
     ]
     with responding(harmony('<|channel|>commentary to=functions.agents__stop<|message|>{"c":"a"}<|call|>')) as server:
         response = server.both(tools=tools)
-        offered = asked(server).tools
+        offered = server.model.asked.tools
     (call,) = response["output"]
     assert (call["namespace"], call["name"]) == ("agents", "stop")
     assert [tool["function"]["name"] for tool in offered] == ["shell", "agents__stop"]
@@ -162,7 +162,7 @@ def test_a_tool_in_a_namespace_keeps_both_names() -> None:
 
 
 def test_log_probabilities_have_true_bytes() -> None:
-    with responding("€", chat_format=Plain) as server:
+    with responding("€", chat_format=PlainTalk) as server:
         response = server.both(top_logprobs=2)
         included = server.both(include=["message.output_text.logprobs"])
     logprobs = response["output"][0]["content"][0]["logprobs"]
@@ -187,7 +187,7 @@ def test_a_response_repeats_its_request() -> None:
     }
     with responding(harmony(CALL)) as server:
         response = server.both(tools=[WEATHER], reasoning={"effort": "minimal", "summary": "auto"}, **asked_for)
-        request = asked(server)
+        request = server.model.asked
     assert {key: response[key] for key in asked_for} == asked_for
     assert response["tools"] == [{**WEATHER, "description": None, "strict": None}]
     assert response["reasoning"] == {"effort": "low", "summary": None}
@@ -243,7 +243,7 @@ def test_what_has_no_effect_is_said_in_a_header() -> None:
     }
     with responding(harmony(FINAL)) as server:
         response = server.post(**body)
-        tools = asked(server).tools
+        tools = server.model.asked.tools
     warnings = response.headers["x-freehold-warning"]
     assert all(word in warnings for word in ("web_search", "truncation", "summarised", "verbosity"))
     assert response.headers["x-freehold-ignored"] == "client_metadata"
@@ -253,7 +253,7 @@ def test_what_has_no_effect_is_said_in_a_header() -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_not_cut() -> None:
-    with responding("x", chat_format=Plain, context=64) as server:
+    with responding("x", chat_format=PlainTalk, context=64) as server:
         error = server.refused(input="x" * 100, truncation="auto")
     assert error["code"] == "context_length_exceeded"
 
@@ -262,7 +262,7 @@ def test_allowed_tools_are_the_only_ones_offered() -> None:
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "shell"}]}
     with responding(harmony(CALL)) as server:
         server.whole(tools=[WEATHER, SHELL], tool_choice=choice)
-        request = asked(server)
+        request = server.model.asked
     assert request.tool_choice == "required"
     assert [tool["function"]["name"] for tool in request.tools] == ["shell"]
 

@@ -9,8 +9,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from responses_scripted import CALL, FINAL, THOUGHT, WEATHER, Plain, asked, responding, stable
-from scripted_model import harmony
+from responses_scripted import CALL, FINAL, THOUGHT, WEATHER, responding, stable
+from scripted_model import PlainTalk, harmony
 
 
 class City(BaseModel):
@@ -62,11 +62,11 @@ def test_the_stream_helper_adds_up_the_same() -> None:
 
 
 def test_parse() -> None:
-    with responding('{"name":"Rome","people":3}', chat_format=Plain) as server:
+    with responding('{"name":"Rome","people":3}', chat_format=PlainTalk) as server:
         parsed = server.openai.responses.parse(model="m", input="?", text_format=City)
         with server.openai.responses.stream(model="m", input="?", text_format=City) as stream:
             streamed = stream.get_final_response()
-        answer = asked(server).answer
+        answer = server.model.asked.answer
     assert parsed.output_parsed == streamed.output_parsed == City(name="Rome", people=3)
     assert answer is not None
     assert (answer.kind, answer.strict) == ("json_schema", True)

@@ -13,8 +13,8 @@ from freehold.server.errors import ApiError
 from freehold.server.responses_input import read_items
 from freehold.server.responses_items import InputItem, item_id, new_turn
 from freehold.text.chat import Message, ToolCall
-from responses_scripted import FINAL, WEATHER, Real, Responder, responding
-from scripted_model import harmony
+from responses_scripted import FINAL, WEATHER, Responder, responding
+from scripted_model import RealHarmony, harmony
 
 ITEM: TypeAdapter[Any] = TypeAdapter(InputItem)
 
@@ -216,7 +216,7 @@ ANSWERED_IN_CHAT: list[dict[str, Any]] = [
     ],
 )
 def test_one_renderer_writes_the_prompt_of_both_apis(items: list[Any], messages: list[Any]) -> None:
-    with responding(harmony(FINAL), chat_format=Real, context=2000) as server:
+    with responding(harmony(FINAL), chat_format=RealHarmony, context=2000) as server:
         body: dict[str, Any] = {"instructions": "Be brief.", "tools": [WEATHER], "reasoning": {"effort": "high"}}
         server.whole(input=items, max_output_tokens=1, **body)
         prompt = server.model.chat_format.prompt  # type: ignore[union-attr]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.server import ollama, tokens
-from ollama_scripted import Plain, Talker, says
-from scripted_model import ASSISTANT, BOS, EOS, SPLIT, USER, VOCAB
+from ollama_scripted import Talker, says
+from scripted_model import ASSISTANT, BOS, EOS, SPLIT, USER, VOCAB, PlainTalk
 from served import served
 
 HI = {"role": "user", "content": "a"}
@@ -21,7 +21,7 @@ ENDPOINTS = (*tokens.ENDPOINTS, *ollama.ENDPOINTS)
 
 @pytest.fixture(scope="module")
 def talker() -> Iterator[Talker]:
-    models = {"m": says("ok", Plain)}
+    models = {"m": says("ok", PlainTalk)}
     with served(models, ENDPOINTS) as url, Talker(url, models) as talker:
         yield talker
 
@@ -110,14 +110,15 @@ def test_refusals(talker: Talker, path: str, body: dict[str, Any], message: str)
 
 
 def test_a_model_without_a_template() -> None:
-    with served({"base": says("ok", Plain, template=False)}, ENDPOINTS) as url:
+    with served({"base": says("ok", PlainTalk, template=False)}, ENDPOINTS) as url:
         response = httpx.post(f"{url}/tokenize", json={"messages": [{"role": "user", "content": "a"}]})
         assert response.status_code == 400
         assert "carries no chat template" in response.json()["error"]["message"]
 
 
 def test_a_model_must_be_named_where_there_are_two() -> None:
-    with served({"b": says("ok", Plain), "a": says("ok", Plain)}, ENDPOINTS) as url, Talker(url, {"a": None}) as talker:  # type: ignore[dict-item]
+    models = {"b": says("ok", PlainTalk), "a": says("ok", PlainTalk)}
+    with served(models, ENDPOINTS) as url, Talker(url, models) as talker:
         assert refused(talker, content="x") == "model is missing; expected one of a, b"
         assert "no model 'c'" in refused(talker, status=404, content="x", model="c")
         assert got(talker, content="x", model="a")["count"] == 1

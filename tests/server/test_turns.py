@@ -237,7 +237,7 @@ class RealHarmony(Harmony):
     def __init__(self) -> None:
         super().__init__(cast(Tokenizer, HarmonyByteTokenizer()))
 
-    def grammar(self, request: ChatRequest) -> str | None:
+    def grammar(self, request: ChatRequest, prompt: Sequence[int] = ()) -> str | None:
         return None
 
 

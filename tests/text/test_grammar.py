@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 import pytest
 
-from freehold.errors import EngineError, RequestError
-from freehold.text.grammar import MAX_COMPILED, MAX_SOURCE_CHARS, Grammars, flaw_of
+from freehold.errors import RequestError
+from freehold.text.grammar import MAX_COMPILED, MAX_SOURCE_CHARS, GrammarError, Grammars, flaw_of
 from freehold.text.tokenizer import Tokenizer
 from grammar_walks import BYTES, ENDS, GRAMMARS, allowed, at_random, text_of, unforced, walk
 from scripted_model import CALL, EOS, RETURN, SPLIT, USER, VOCAB, ByteTokenizer
@@ -113,23 +113,29 @@ def test_parts_are_checked_without_a_tokenizer() -> None:
 
 
 def test_a_dead_end_ends_the_generation_with_a_clear_error() -> None:
-    constraint = GRAMMARS.compile('start: /[ab]/ /[cd]/ dead\ndead: "y" dead')
-    constraint.accept(ord("a"))
-    with pytest.raises(EngineError, match="can no longer be followed"):
+    constraint = GRAMMARS.compile('start: /[ab]{6}/ /[cd]/ dead\ndead: "y" dead')
+    for _ in range(6):
+        constraint.accept(ord("a"))
+    with pytest.raises(GrammarError, match="can no longer be followed"):
         constraint.accept(ord("c"))
+
+
+def test_a_dead_end_after_a_few_tokens_is_found_before_anything_is_generated() -> None:
+    with pytest.raises(RequestError, match="cannot be enforced"):
+        GRAMMARS.compile('start: /[ab]/ /[cd]/ dead\ndead: "y" dead')
 
 
 def test_an_id_that_the_mask_forbids_is_an_error_and_stays_one() -> None:
     constraint = GRAMMARS.compile('start: "a" "b" | "ac"')
-    with pytest.raises(EngineError, match="simplify the schema"):
+    with pytest.raises(GrammarError, match="simplify the schema"):
         constraint.accept(ord("z"))
-    with pytest.raises(EngineError, match="simplify the schema"):
+    with pytest.raises(GrammarError, match="simplify the schema"):
         allowed(constraint)
 
 
 def test_a_grammar_too_ambiguous_to_follow_ends_the_generation() -> None:
     constraint = GRAMMARS.compile('start: item+\nitem: b+\nb: "a" | "aa" | item')
-    with pytest.raises(EngineError, match="too complex"):
+    with pytest.raises(GrammarError, match="too complex"):
         deque((constraint.accept(ord("a")) for _ in range(5000)), maxlen=0)
 
 

@@ -281,7 +281,7 @@ def test_a_model_that_would_rather_write_blanks_ends_where_its_text_is_bound(cho
             ),
             r"^tools\[0\] \(f\).format: line 1 of the Lark grammar",
         ),
-        (request((), answer=Grammar("json_schema", {"not": {}})), r"^response_format: the JSON Schema keyword 'not'"),
+        (request((), answer=Grammar("json_schema", {"not": {}})), r"^answer: the JSON Schema keyword 'not'"),
     ],
 )
 def test_what_cannot_be_enforced_is_refused(asked: ChatRequest, message: str) -> None:

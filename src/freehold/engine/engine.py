@@ -2,8 +2,8 @@
 
 Owns the thread, the KV storage and the life of every sequence from submit to its last token. Sees token ids and a
 constraint on them, never text. Other threads talk to it through one inbox queue: a sequence in the inbox is either new
-or marked as cancelled. The loop is receive, schedule, forward, advance, sample;
-a step that has become pointless is interrupted, and then leaves no trace but KV that is written again.
+or marked as cancelled. The loop is receive, schedule, forward, advance, sample; a step that has become pointless is
+interrupted, and then leaves no trace but KV that is written again.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Owns the waiting line, the running list and the block pool. Sees token ids and l
 sampler. The rules, in order:
 
 1. Every decoding sequence advances by one token, or by those that a constraint forced, which count as prefill. When
-   blocks run out, the latest admitted sequence is preempted: it
-   gives back its blocks, keeps its tokens, and computes their KV again once it leaves the head of the waiting line.
+   blocks run out, the latest admitted sequence is preempted: it gives back its blocks, keeps its tokens, and computes
+   their KV again once it leaves the head of the waiting line.
 2. Waiting sequences are admitted strictly in order, each with blocks for all its tokens, so prefill never runs out.
 3. What is left of the step's token budget is shared evenly among the prefilling sequences: a long prompt delays a
    short one by no more than its share. No more sequences run than a step has tokens, so each advances in every step;

@@ -21,18 +21,18 @@ from freehold.errors import ContextError
 from freehold.server.anthropic_request import (
     CountBody,
     MessagesBody,
-    chat_request,
     eager_tools,
     left_out,
+    read_request,
     system_of,
     thinking_display,
 )
 from freehold.server.anthropic_stream import PING, ContentBlocks, message_of, streamed
 from freehold.server.endpoint import Call, Endpoint, Json
 from freehold.server.errors import ApiError, error_body
-from freehold.server.pool import ModelCard
+from freehold.server.resident import ModelCard
 from freehold.server.service import Ticket, whole
-from freehold.server.sse import EventStream, event
+from freehold.server.sse import EventStream, framed
 from freehold.text.request import ChatRequest
 
 log = logging.getLogger("freehold.server")
@@ -65,7 +65,7 @@ class MessagesApi:
             blocks = ContentBlocks(lambda index: ticket.call_id(0, index), thinking=thinking, eager=eager)
             return EventStream(
                 streamed(ticket, message_id, blocks),
-                failure=lambda error: event(error_body(error, "anthropic", call.request_id), "error"),
+                failure=lambda error: framed(error_body(error, "anthropic", call.request_id), "error"),
                 keep_alive=PING,
                 headers=_headers(call),
             )
@@ -97,7 +97,45 @@ class MessagesApi:
             if not self._told:
                 self._told = True
                 log.warning("%s; CLAUDE_CODE_ATTRIBUTION_HEADER=0 keeps it from being sent", _BILLING_LINE_DROPPED)
-        return chat_request(body, system=system, namespace=call.namespace)
+        return read_request(body, system=system, namespace=call.namespace)
+
+
+def model_info(card: ModelCard) -> dict[str, Any]:
+    """A model in the shape of Anthropic's GET /v1/models/{id}."""
+    return {
+        "type": "model",
+        "id": card.name,
+        "display_name": card.name,
+        "created_at": datetime.fromtimestamp(card.created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+        "max_input_tokens": card.context,
+        "max_tokens": card.context,
+    }
+
+
+def model_page(cards: Iterable[ModelCard]) -> dict[str, Any]:
+    """All models in the shape of Anthropic's GET /v1/models: one page."""
+    data = [model_info(card) for card in cards]
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"data": data, "has_more": False, "first_id": first, "last_id": last}
+
+
+async def _accept(call: Call, request: ChatRequest) -> Ticket:
+    """As Call.accept, with this protocol's word for a prompt that is too long."""
+    try:
+        ticket = await call.accept(call.body.model, request)
+    except ContextError as error:
+        n_most = error.context - 1  # the answer has at least one token
+        # The words that make Claude Code compact the conversation and try again.
+        found = f"prompt is too long: {error.n_prompt} tokens > {n_most} maximum"
+        raise ApiError(400, f"{found}; shorten it, or load the model with a larger context") from None
+    if request.default_effort is not None and ticket.effort is None:
+        call.warnings.append("the model has no reasoning effort to set; thinking and effort had no effect on it")
+    return ticket
+
+
+def _headers(call: Call) -> dict[str, str]:
+    return {"request-id": call.request_id}  # where Anthropic's clients look for it
 
 
 def endpoints(*, drop_billing_line: bool = True) -> tuple[Endpoint, ...]:
@@ -127,50 +165,3 @@ def endpoints(*, drop_billing_line: bool = True) -> tuple[Endpoint, ...]:
 
 
 ENDPOINTS = endpoints()
-
-
-class PromptTooLong(ApiError):
-    """The prompt does not fit, in the words that make Claude Code compact the conversation and try again."""
-
-    def __init__(self, n_prompt: int, n_most: int) -> None:
-        super().__init__(
-            400,
-            f"prompt is too long: {n_prompt} tokens > {n_most} maximum; shorten it, or load the model with a larger "
-            f"context",
-        )
-        self.n_prompt = n_prompt
-
-
-def model_info(card: ModelCard) -> dict[str, Any]:
-    """A model in the shape of Anthropic's GET /v1/models/{id}."""
-    return {
-        "type": "model",
-        "id": card.name,
-        "display_name": card.name,
-        "created_at": datetime.fromtimestamp(card.created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "lifecycle": "active",
-        "max_input_tokens": card.context,
-        "max_tokens": card.context,
-    }
-
-
-def model_page(cards: Iterable[ModelCard]) -> dict[str, Any]:
-    """All models in the shape of Anthropic's GET /v1/models: one page."""
-    data = [model_info(card) for card in cards]
-    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"data": data, "has_more": False, "first_id": first, "last_id": last}
-
-
-async def _accept(call: Call, request: ChatRequest) -> Ticket:
-    """As Call.accept, with this protocol's word for a prompt that is too long."""
-    try:
-        ticket = await call.accept(call.body.model, request)
-    except ContextError as error:
-        raise PromptTooLong(error.n_prompt, error.context - 1) from None
-    if request.default_effort is not None and ticket.effort is None:
-        call.warnings.append("the model has no reasoning effort to set; thinking and effort had no effect on it")
-    return ticket
-
-
-def _headers(call: Call) -> dict[str, str]:
-    return {"request-id": call.request_id}  # where Anthropic's clients look for it

@@ -1,4 +1,4 @@
-"""Anthropic's conversation in ours: content blocks to Messages, and the two forms of a call's id and arguments.
+"""Anthropic's conversation in ours: content blocks to Messages, and the two forms of a call's id.
 
 Owns the blocks a client may send, declared, and what becomes of each: blocks are finer than our messages, so texts are
 joined, tool results become messages of their own, and what cannot be read is refused. Knows no events and no endpoints.
@@ -6,42 +6,26 @@ joined, tool results become messages of their own, and what cannot be read is re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from freehold.errors import RequestError
-from freehold.server.sse import dumps
+from freehold.server.arguments import as_text
+from freehold.server.body import Part, text_only, text_or
 from freehold.text.chat import Message, ToolCall
 
 INVALID_JSON = "INVALID_JSON"
 """The only key of a tool's input where the model wrote no JSON object; its value is what the model wrote. The word is
 Anthropic's own, from its advice on sending such a call back."""
 
-_MAX_INPUT_DEPTH = 50  # levels of a tool's input: it comes back six levels deep in a body of at most body.MAX_DEPTH
 _BETWEEN_BLOCKS = "\n\n"  # the parts of an assistant's turn are joined without: they are one text, cut at calls
 
 
-class Part(BaseModel):
-    """Base of what a body holds. Keys without a meaning here (cache_control, citations) are passed over."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
-
-
-def _text_only(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind in ("image", "audio", "base64", "url", "file", "container_upload"):
-        raise PydanticCustomError(
-            "text_only", "its type is {kind}; text is all this runtime reads, no images, audio or files", {"kind": kind}
-        )
-    return value
-
-
-_TextOnly = BeforeValidator(_text_only)
+_TextOnly = BeforeValidator(text_only)
+_TextOrBlocks = Discriminator(text_or("blocks"))
 
 
 class TextBlock(Part):
@@ -51,13 +35,9 @@ class TextBlock(Part):
     text: str
 
 
-def _is_text(value: Any) -> str:
-    return "text" if isinstance(value, str) else "blocks"
-
-
 _Text = Annotated[str, Tag("text")]
 _TextBlock = Annotated[TextBlock, _TextOnly]
-Texts = Annotated[_Text | Annotated[list[_TextBlock], Tag("blocks")], Discriminator(_is_text)]
+Texts = Annotated[_Text | Annotated[list[_TextBlock], Tag("blocks")], _TextOrBlocks]
 """A text, or blocks of text."""
 
 
@@ -110,7 +90,7 @@ class ToolResultBlock(Part):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Annotated[_Text | Annotated[list[_ResultBlock], Tag("blocks")], Discriminator(_is_text)] | None = None
+    content: Annotated[_Text | Annotated[list[_ResultBlock], Tag("blocks")], _TextOrBlocks] | None = None
     is_error: bool | None = None
 
 
@@ -150,14 +130,14 @@ class UserMessage(Part):
     """What the user says, and the results of tools."""
 
     role: Literal["user"]
-    content: Annotated[_Text | Annotated[list[_UserBlock], Tag("blocks")], Discriminator(_is_text)]
+    content: Annotated[_Text | Annotated[list[_UserBlock], Tag("blocks")], _TextOrBlocks]
 
 
 class AssistantMessage(Part):
     """What the model said."""
 
     role: Literal["assistant"]
-    content: Annotated[_Text | Annotated[list[_AssistantBlock], Tag("blocks")], Discriminator(_is_text)]
+    content: Annotated[_Text | Annotated[list[_AssistantBlock], Tag("blocks")], _TextOrBlocks]
 
 
 class SystemMessage(Part):
@@ -210,27 +190,6 @@ def tool_use_id(call_id: str) -> str:
     return f"toolu_{call_id.removeprefix('call_')}"
 
 
-def input_of(arguments: str) -> dict[str, Any]:
-    """A call's arguments as a tool's input, which must be an object: a client that got anything else would fail, not
-    on the tool, but on the whole answer. What is none is handed on under INVALID_JSON, so no tool can mistake it.
-    """
-    if not arguments.strip():
-        return {}
-    try:
-        value = json.loads(arguments, parse_constant=_refuse, parse_float=_finite)
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) and _is_shallow(value) else {INVALID_JSON: arguments}
-
-
-def arguments_of(tool_input: dict[str, Any] | str) -> str:
-    """The reverse of `input_of`: compact JSON, as a model writes it that is held to a schema."""
-    if isinstance(tool_input, str):
-        return tool_input
-    verbatim = tool_input.get(INVALID_JSON)
-    return verbatim if isinstance(verbatim, str) and len(tool_input) == 1 else dumps(tool_input).decode()
-
-
 def _blocks(content: Any) -> list[Any]:
     return [TextBlock(type="text", text=content)] if isinstance(content, str) else list(content)
 
@@ -261,11 +220,15 @@ def _assistant(blocks: Sequence[Any]) -> Message:
         "".join(block.text for block in blocks if isinstance(block, TextBlock)),
         reasoning="".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock)) or None,
         tool_calls=tuple(
-            ToolCall(block.name, arguments_of(block.input), call_id(block.id))
+            ToolCall(block.name, _arguments(block.input), call_id(block.id))
             for block in blocks
             if isinstance(block, ToolUseBlock)
         ),
     )
+
+
+def _arguments(tool_input: dict[str, Any] | str) -> str:
+    return tool_input if isinstance(tool_input, str) else as_text(tool_input, INVALID_JSON)
 
 
 def _joined(blocks: Iterable[Any]) -> str:
@@ -282,28 +245,3 @@ def _text(block: TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBl
     source = block.source
     text = source.data if isinstance(source, PlainTextSource) else text_of(source.content)
     return _BETWEEN_BLOCKS.join(filter(None, (block.title, block.context, text)))
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if number - number != 0:  # 1e999, which could not be written again
-        raise ValueError(f"{digits} is too large")
-    return number
-
-
-def _is_shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_INPUT_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, (dict, list))
-        ]
-        if not level:
-            return True
-    return False

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from freehold.server.anthropic_messages import AnyMessage, Part, Texts, has_redacted, read_messages, text_of
+from freehold.server.anthropic_messages import AnyMessage, Texts, has_redacted, read_messages, text_of
 from freehold.server.anthropic_stream import ThinkingDisplay
-from freehold.server.body import Body
+from freehold.server.body import Body, ModelName, Part
 from freehold.server.errors import ApiError
+from freehold.server.openai_shapes import read_tools
 from freehold.text.chat import Message
 from freehold.text.request import ChatRequest, Grammar, NamedTool, ToolChoice
+from freehold.text.stream import MAX_STOPS
 
 _EFFORTS = {"xhigh": "high", "max": "high"}  # the others are ours by name
 _BUDGETS = ((4096, "low"), (16384, "medium"))  # thinking tokens below which an effort is meant; from there on, high
@@ -88,7 +90,7 @@ class OutputConfig(Part):
 class CountBody(Body):
     """What a prompt is made of."""
 
-    model: str = Field(min_length=1, max_length=512)
+    model: ModelName
     messages: list[AnyMessage] = Field(min_length=1, max_length=100_000)
     system: Texts | None = None
     tools: list[Annotated[Tool, BeforeValidator(_own_tool)]] | None = None
@@ -104,7 +106,7 @@ class MessagesBody(CountBody):
     """A request for one answer."""
 
     max_tokens: int = Field(ge=1, description="Of the answer, thinking included; cut to what the context has room for.")
-    stop_sequences: list[str] | None = Field(default=None, max_length=64)
+    stop_sequences: list[str] | None = Field(default=None, max_length=MAX_STOPS)
     stream: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -114,7 +116,7 @@ class MessagesBody(CountBody):
     container: None = Field(default=None, description="Not supported.")
 
 
-def chat_request(body: CountBody, *, system: str, namespace: str) -> ChatRequest:
+def read_request(body: CountBody, *, system: str, namespace: str) -> ChatRequest:
     """The request in our form; `system` is what `system_of` gave, perhaps without a line of it.
 
     Raises ApiError and RequestError 400 for what only the fields together show to be wrong.
@@ -171,12 +173,7 @@ def eager_tools(body: CountBody, *, by_default: bool) -> frozenset[str]:
 
 
 def _tools(body: CountBody) -> tuple[Mapping[str, Any], ...]:
-    seen: set[str] = set()
-    for tool in body.tools or ():
-        if tool.name in seen:
-            raise ApiError(400, f"two tools have the name {tool.name[:80]!r}; expected each name once", param="tools")
-        seen.add(tool.name)
-    return tuple(_function(tool) for tool in body.tools or ())
+    return read_tools([_function(tool) for tool in body.tools or ()])
 
 
 def _function(tool: Tool) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from collections.abc import AsyncGenerator, Callable, Container, Iterable, Seque
 from contextlib import aclosing
 from typing import Any, Literal
 
-from freehold.server.anthropic_messages import input_of, tool_use_id
-from freehold.server.errors import ApiError
-from freehold.server.service import Ticket
-from freehold.server.sse import dumps, event
+from freehold.server.anthropic_messages import INVALID_JSON, tool_use_id
+from freehold.server.arguments import as_object
+from freehold.server.service import Ticket, finish_reason
+from freehold.server.sse import dumps, framed
 from freehold.text.answer import Event
 
-PING = event({"type": "ping"}, "ping")
+PING = framed({"type": "ping"}, "ping")
 SIGNATURE = "ZnJlZWhvbGQ="
 """Of every thinking block. Clients send it back and some drop a block without one; it says "freehold" in base64."""
 
@@ -26,6 +26,7 @@ ThinkingDisplay = Literal["shown", "omitted", "hidden"]
 
 WireEvent = dict[str, Any]
 
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _FIELDS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
 
 
@@ -94,7 +95,7 @@ class ContentBlocks:
         wire = []
         if self._open == "reasoning":
             wire.append(self._delta("signature_delta", "signature", SIGNATURE))
-        elif self._held is not None and (tool_input := input_of("".join(self._held))):
+        elif self._held is not None and (tool_input := as_object("".join(self._held), INVALID_JSON)):
             wire.append(self._delta("input_json_delta", "partial_json", dumps(tool_input).decode()))
         self._open, self._held = None, None
         return [*wire, {"type": "content_block_stop", "index": self._index}]
@@ -107,7 +108,7 @@ async def streamed(ticket: Ticket, message_id: str, blocks: ContentBlocks) -> As
     message_delta, whose numbers replace the earlier ones, tells the two apart.
     """
     head = _message(ticket.model, message_id, [], None, None, _usage(ticket.n_prompt, 0, 0))
-    yield event({"type": "message_start", "message": head}, "message_start")
+    yield framed({"type": "message_start", "message": head}, "message_start")
     async with aclosing(ticket.events()) as events:
         async for _, item in events:
             wire = blocks.push(item)
@@ -117,7 +118,7 @@ async def streamed(ticket: Ticket, message_id: str, blocks: ContentBlocks) -> As
                 wire.append({"type": "message_delta", "delta": delta, "usage": _final_usage(item)})
                 wire.append({"type": "message_stop"})
             if wire:
-                yield b"".join(event(one, one["type"]) for one in wire)
+                yield b"".join(framed(one, one["type"]) for one in wire)
 
 
 def message_of(ticket: Ticket, message_id: str, blocks: ContentBlocks, events: Sequence[Event]) -> dict[str, Any]:
@@ -128,16 +129,11 @@ def message_of(ticket: Ticket, message_id: str, blocks: ContentBlocks, events: S
 
 
 def stop_of(finish: Event) -> tuple[str, str | None]:
-    """stop_reason and stop_sequence. Raises ApiError where the answer did not come to an end of its own."""
-    if finish.finish_reason == "tool_calls":
-        return "tool_use", None
-    if finish.finish_reason == "length":
-        return "max_tokens", None
-    if finish.finish_reason == "stop":
-        return ("end_turn", None) if finish.stop is None else ("stop_sequence", finish.stop)
-    if finish.finish_reason == "cancelled":
-        raise ApiError(503, "the answer was cancelled before its end, by a server that shuts down; try again")
-    raise ApiError(500, "the model failed on this request; the server's log says why", code="engine_error")
+    """stop_reason and stop_sequence. Raises ApiError 503 for an answer that the server broke off."""
+    reason = finish_reason(finish)
+    if reason == "stop" and finish.stop is not None:
+        return "stop_sequence", finish.stop
+    return _STOP_REASONS[reason], None
 
 
 def _content(wire: Iterable[WireEvent]) -> list[dict[str, Any]]:

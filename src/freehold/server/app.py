@@ -1,7 +1,7 @@
 """The ASGI application: routes, and what happens around every handler.
 
-Owns the list of endpoints and the way of a request through guard, body, handler and response; errors become the
-protocol's own here, whoever raised them. Knows no protocol beyond the list.
+Owns the way of a request through guard, body, handler and response, and the headers that answers have in common; errors
+become the protocol's own here, whoever raised them. Knows protocols only as a list of endpoints.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from starlette.applications import Starlette
@@ -20,18 +20,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from freehold.server.body import parse, read_bytes
+from freehold.server.body import ClientGone, parse, read_bytes, too_large
 from freehold.server.endpoint import Call, Endpoint, error_answer
 from freehold.server.errors import ApiError, as_api_error
 from freehold.server.guard import Guard, GuardRules, new_request_id
-from freehold.server.service import Service
+from freehold.server.service import Service, timed_out
 from freehold.server.sse import EventStream, disconnected
 
 log = logging.getLogger("freehold.server")
 
 _HANDLED_APART = 64 * 1024  # bytes of a body from which on it is read on another thread
-
-
 _LOGGED = 100_000  # characters of a body in the log
 
 
@@ -65,6 +63,7 @@ def create_app(service: Service, endpoints: Iterable[Endpoint], options: AppOpti
             await service.pool.close()
 
     app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
+    app.router.redirect_slashes = False  # to an address that this server cannot know behind a proxy
     app.add_exception_handler(404, _no_route)
     app.add_exception_handler(405, _no_route)
     return app
@@ -100,6 +99,8 @@ class _Handling:
             response = await self._handled(call, receive)
             if response is not None:
                 await response(scope, receive, sending)
+        except ClientGone:
+            pass  # the guard counts it as that
         except Exception as error:
             answer = self._failed(error, scope["path"], call.request_id)
             if not sent:  # otherwise the protocol file has said it within its stream
@@ -112,7 +113,7 @@ class _Handling:
         """The handler's response; None if the client left before there was one."""
         kind = self._endpoint.body
         if kind is not None:
-            raw = await self._read(receive, call.request_id)
+            raw = await self._read(call.headers, receive, call.request_id)
             apart = len(raw) > _HANDLED_APART
             call.body = await asyncio.to_thread(parse, raw, kind) if apart else parse(raw, kind)
         seconds = self._service.limits.timeout
@@ -129,7 +130,12 @@ class _Handling:
                 response.headers["x-freehold-warning"] = _header(call.warnings)
         return response
 
-    async def _read(self, receive: Receive, request_id: str) -> bytes:
+    async def _read(self, headers: Mapping[str, str], receive: Receive, request_id: str) -> bytes:
+        if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
+            raise ApiError(415, f"the request has the Content-Encoding {coding[:40]!r}; send it without one")
+        said = headers.get("content-length", "")
+        if said.isdecimal() and int(said[:18]) > self._options.max_body:
+            raise too_large(self._options.max_body)
         seconds = self._options.body_seconds
         reading = asyncio.ensure_future(read_bytes(receive, self._options.max_body))
         try:
@@ -147,7 +153,9 @@ class _Handling:
     def _failed(self, error: Exception, path: str, request_id: str) -> Response:
         answer = as_api_error(error)
         self._service.metrics.failed(self._endpoint.path, answer.status)
-        if answer.status >= 500:
+        if isinstance(error, ApiError) and answer.status >= 500:
+            log.warning("request %s: %d %s", request_id, answer.status, answer.message)
+        elif answer.status >= 500:
             log.error("request %s failed: %s", request_id, error, exc_info=error)
         return error_answer(answer, path, request_id)
 
@@ -164,7 +172,8 @@ async def _unless_gone(
     try:
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            raise ApiError(504, f"the request took longer than {seconds:g} seconds", code="timeout")
+            assert seconds is not None  # or it would wait for ever
+            raise timed_out(seconds)
         return work.result() if work.done() else None
     finally:
         for task in tasks:

@@ -7,6 +7,7 @@ that do not read, more connections than the process has descriptors for. Knows n
 from __future__ import annotations
 
 import asyncio
+import re
 from asyncio import TimerHandle
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -21,15 +22,18 @@ HEAD_SECONDS = 30.0
 STALL_SECONDS = 60.0
 """How long a client may leave an answer unread before it counts as gone."""
 
+_UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
+
 
 class Connection(HttpToolsProtocol):
     """One client's connection."""
 
     _head_timer: TimerHandle | None = None
-    _head_bytes = 0
+    _head_bytes = 0  # that came while the head was incomplete
+    _in_head = 0  # of target and headers
     _stall_timer: TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(503, b"too many connections; try again later")
@@ -43,17 +47,26 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return  # a refused client that goes on sending
-        super().data_received(data)
+        super().data_received(self._without_upgrade(data) if self._head_timer is not None else data)
         if self._head_timer is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431, b"the request's headers are too long")
+            self._count_head(len(data))
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._in_head = len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._in_head += len(name) + len(value)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._await_head()
 
     def on_headers_complete(self) -> None:
+        if self._in_head > MAX_HEAD_BYTES:  # all of it came at once
+            self._refuse(431, b"the request's headers are too long")
+            return
         self._head_done()
         super().on_headers_complete()
 
@@ -81,6 +94,19 @@ class Connection(HttpToolsProtocol):
         self._head_done()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+
+    def _count_head(self, n_bytes: int) -> None:
+        self._head_bytes += n_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, b"the request's headers are too long")
+
+    @staticmethod
+    def _without_upgrade(data: bytes) -> bytes:
+        """The start of a request without its offer to speak another protocol, which the parser would stop for: the body
+        that follows would be lost. Java's client offers HTTP/2 with every first request.
+        """
+        head, end, rest = data.partition(b"\r\n\r\n")
+        return _UPGRADE.sub(b"\r\nX-Not-Upgraded:", head) + end + rest
 
     def _refuse(self, status: int, text: bytes) -> None:
         """Answer without the application, and hang up."""

@@ -12,6 +12,7 @@ from freehold.server import (
     openai_chat,
     openai_completions,
     openai_models,
+    openapi,
     responses,
     tokens,
 )
@@ -23,16 +24,18 @@ def all_endpoints(*, strip_volatile: bool = True) -> tuple[Endpoint, ...]:
 
     strip_volatile: leave out the line of Claude Code's system prompt that changes with each request.
     """
-    gathered = (
+    gathered = [
         *openai_chat.ENDPOINTS,
         *openai_completions.ENDPOINTS,
         *openai_models.ENDPOINTS,
         *responses.endpoints(),
         *anthropic.endpoints(drop_billing_line=strip_volatile),
-        *(endpoint for endpoint in ollama.ENDPOINTS if endpoint.path != "/"),  # ours says more
+        *ollama.ENDPOINTS,
         *tokens.ENDPOINTS,
         *health.ENDPOINTS,
-    )
+    ]
+    gathered += openapi.described(gathered)  # which then describe themselves, and the page that lists them
+    gathered.append(health.index(gathered))
     routes = [(endpoint.method, endpoint.path) for endpoint in gathered]
     assert len(routes) == len(set(routes)), "two files answer one route"
-    return (health.index(gathered), *gathered)
+    return tuple(gathered)

@@ -74,6 +74,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(404, str(error), code="model_not_found")
     if isinstance(error, ResourceError):
         return ApiError(503, str(error), code="insufficient_memory")
+    if isinstance(error, EngineError) and isinstance(error.__cause__, RequestError):
+        return ApiError(400, str(error.__cause__))  # a grammar of the request, which could be followed no further
     if isinstance(error, EngineError):
         return ApiError(500, "the model failed on this request; the server's log says why", code="engine_error")
     if isinstance(error, FreeholdError):

@@ -33,8 +33,9 @@ CLIENT_GONE = 499
 """The status in log and metrics of a request whose client left before there was an answer; never sent."""
 
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-_EXPOSED = "x-request-id, x-freehold-warning, x-freehold-ignored, retry-after"
+_EXPOSED = "x-request-id, x-freehold-warning, x-freehold-ignored, x-freehold-reasoning-effort, retry-after"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^:@/\[\]\s]+))(?::\d*)?")
 _Headers = list[tuple[bytes, bytes]]
 
 
@@ -237,9 +238,8 @@ def _preflight(head: _Head) -> dict[str, str]:
 
 def _host_name(value: str) -> str:
     """Of a Host header: the name or address without port and brackets, in lower case."""
-    if value.startswith("["):
-        return value[1:].partition("]")[0].lower()
-    return value.partition(":")[0].lower().rstrip(".")
+    match = _HOST.fullmatch(value)
+    return "" if match is None else (match["address"] or match["name"]).lower().rstrip(".")
 
 
 def _same_origin(origin: str, host: str) -> bool:

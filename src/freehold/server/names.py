@@ -43,13 +43,9 @@ def _spellings(word: str) -> list[str]:
 
 def _unknown(word: str, names: list[str], known: list[ModelSource]) -> str:
     near = difflib.get_close_matches(word.lower()[:_SHOWN], names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     listed = ", ".join(source.name for source in known[:_LISTED]) or "none"
     more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
     entry = next((entry for spelling in _spellings(word) if (entry := find_entry(spelling))), None)
-    fetch = f" `freehold pull {entry.name}` fetches it." if entry and entry.name not in names else ""
-    return (
-        f"no model {word[:_SHOWN]!r} here{hint} Served: {listed}{more}.{fetch}"
-        if hint
-        else (f"no model {word[:_SHOWN]!r} here.{fetch} Served: {listed}{more}")
-    )
+    fetch = f" `freehold pull {entry.name}` fetches {entry.name}." if entry and entry.name not in names else ""
+    return f"no model {word[:_SHOWN]!r} here{hint}{fetch} Served: {listed}{more}."

@@ -19,12 +19,13 @@ from pydantic import BeforeValidator, Field
 from freehold.errors import RequestError
 from freehold.prepared import RawRequest
 from freehold.server import ollama_models
-from freehold.server.body import Body
+from freehold.server.arguments import as_text
+from freehold.server.body import Body, ModelName, refuse
 from freehold.server.endpoint import Call, Endpoint, Json
 from freehold.server.errors import ApiError, error_body
-from freehold.server.ollama_answer import Answer, as_text, timestamp
+from freehold.server.ollama_answer import RAW_ARGUMENTS, Answer, timestamp
 from freehold.server.ollama_models import way_to_think
-from freehold.server.openai_shapes import MAX_TOP_LOGPROBS, StopList, read_tools
+from freehold.server.openai_shapes import MAX_TOP_LOGPROBS, StopList, n_logprobs, read_tools
 from freehold.server.sse import EventStream, dumps
 from freehold.server.tokens import encoded, leased
 from freehold.text.chat import Message
@@ -32,6 +33,7 @@ from freehold.text.request import ChatRequest, Grammar
 
 LEVELS = ("low", "medium", "high")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MAX_KEEP_ALIVE = 1e9  # seconds; beyond, there are no dates
 _DURATION = re.compile(r"-?(\d{1,9}(\.\d{1,9})?(ns|us|µs|ms|s|m|h))+|-?\d{1,9}", re.ASCII)
 _PART = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)", re.ASCII)
 
@@ -72,7 +74,7 @@ class Options(Body):
 class _Asking(Body):
     """What both endpoints take."""
 
-    model: str = Field(min_length=1, max_length=512)
+    model: ModelName
     stream: bool | None = Field(None, description="Lines of JSON as they come, which is the default, or one object.")
     format: _Format | dict[str, Any] | None = Field(None, description='"json", or a JSON schema; binds the answer.')
     options: Options | None = None
@@ -133,9 +135,7 @@ async def generate(call: Call) -> Json | EventStream:
     """Answer a prompt, through the model's chat template or, with `raw`, as it stands."""
     body: GenerateBody = call.body
     began = time.perf_counter_ns()
-    for field, reason in _REFUSED.items():
-        if getattr(body, field):
-            raise ApiError(400, f"{field} is not supported: {reason}", param=field)
+    refuse(body, _REFUSED)
     if not body.prompt:
         return await _load(call, {"response": ""})
     if body.raw:
@@ -228,7 +228,10 @@ def _call(data: Any) -> Any:
     if not isinstance(data, Mapping) or not isinstance(function := data.get("function"), Mapping):
         return data
     function = {key: value for key, value in function.items() if key != "index"}
-    return {**data, "function": {**function, "arguments": as_text(function.get("arguments", {}))}}
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, dict):
+        arguments = as_text(arguments, RAW_ARGUMENTS)
+    return {**data, "function": {**function, "arguments": arguments}}
 
 
 async def _thinking(call: Call) -> tuple[str | None, dict[str, Any]]:
@@ -256,14 +259,14 @@ async def _thinking(call: Call) -> tuple[str | None, dict[str, Any]]:
 
 
 def _keep_alive(value: float | str | None) -> float | None:
-    """Seconds, negative for ever. Raises ApiError 400 for text that is no duration."""
+    """Seconds, negative for ever; at most those of 30 years. Raises ApiError 400 for text that is no duration."""
     if not isinstance(value, str):
         return value
     if not _DURATION.fullmatch(value):
         raise ApiError(400, f"keep_alive is {value[:40]!r}; expected seconds, or text like '5m'", param="keep_alive")
     parts = _PART.findall(value)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts) if parts else float(value.lstrip("-"))
-    return -seconds if value.startswith("-") else seconds
+    return -seconds if value.startswith("-") else min(seconds, _MAX_KEEP_ALIVE)
 
 
 def _grammar(format: str | dict[str, Any] | None) -> Grammar | None:
@@ -293,11 +296,8 @@ def _sampling(body: _Asking) -> dict[str, Any]:
         "presence_penalty": options.presence_penalty,
         "frequency_penalty": options.frequency_penalty,
         "seed": None if options.seed == -1 else options.seed,
+        "n_logprobs": n_logprobs(body.logprobs, body.top_logprobs),
     }
-    if body.top_logprobs is not None and not body.logprobs:
-        raise ApiError(400, "top_logprobs is set without logprobs; expected logprobs true", param="top_logprobs")
-    if body.logprobs:
-        chosen["n_logprobs"] = body.top_logprobs or 0
     return {key: value for key, value in chosen.items() if value is not None}
 
 

@@ -1,20 +1,20 @@
 """The answers of Ollama's /api/chat and /api/generate: events to lines of JSON, or to one object.
 
 Owns the shape of both. An answer that is not streamed is put together from the very lines that would have been. Ollama
-passes a call on whole, its arguments as an object; how text that is no object fits in is decided here.
+passes a call on whole, its arguments as an object.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timezone
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from freehold.server.openai_shapes import finish_reason, logprob_items
-from freehold.server.service import Ticket, whole
+from freehold.server.arguments import as_object
+from freehold.server.openai_shapes import logprob_items
+from freehold.server.service import Ticket, finish_reason, whole
 from freehold.server.sse import dumps
 from freehold.text.answer import CallStart, Event
 
@@ -96,7 +96,7 @@ class Answer:
         return {**self._head, "response": text, **said, **more, "done": False}
 
     def _whole_call(self, call: CallStart, index: int, pieces: Sequence[str]) -> dict[str, Any]:
-        arguments = as_object("".join(pieces))
+        arguments = as_object("".join(pieces), RAW_ARGUMENTS)
         self._raw |= RAW_ARGUMENTS in arguments
         function = {"index": index, "name": call.name, "arguments": arguments}
         return {"id": self._ticket.call_id(0, index), "function": function}
@@ -120,32 +120,6 @@ class Answer:
         }
 
 
-def as_object(arguments: str) -> dict[str, Any]:
-    """A call's arguments as the object that Ollama's clients expect; none at all are an empty one.
-
-    What is not a JSON object (cut off, or the plain text of a custom tool) comes verbatim as {"raw_arguments": text}.
-    """
-    if not arguments.strip():
-        return {}
-    try:
-        value = json.loads(arguments, parse_constant=_refused)
-        json.dumps(value, allow_nan=False)  # a number as large as 1e999 has no JSON either
-    except (ValueError, RecursionError):
-        return {RAW_ARGUMENTS: arguments}
-    return value if isinstance(value, dict) else {RAW_ARGUMENTS: arguments}
-
-
-def as_text(arguments: Any) -> Any:
-    """Arguments that a client sends back, undoing `as_object` where it had to wrap them."""
-    if (
-        isinstance(arguments, dict)
-        and arguments.keys() == {RAW_ARGUMENTS}
-        and isinstance(arguments[RAW_ARGUMENTS], str)
-    ):
-        return arguments[RAW_ARGUMENTS]
-    return arguments
-
-
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as a date and time in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -164,7 +138,3 @@ def _joined(lines: Sequence[Line]) -> Line:
     logprobs = [item for line in lines for item in line.get("logprobs", ())]
     more = {"logprobs": logprobs} if logprobs else {}
     return {**lines[-1], **(said if message is None else {"message": {**message, **said}}), **more}
-
-
-def _refused(name: str) -> NoReturn:
-    raise ValueError(name)

@@ -1,7 +1,7 @@
 """The models that are served, as Ollama's API lists them; and what of that API changes models, which is refused.
 
-Owns /api/tags, /api/ps, /api/show, /api/version and the greeting at the root. Lists load no model. Which models there
-are is decided on the command line alone: nothing that a request says reaches a disk or another server.
+Owns /api/tags, /api/ps, /api/show and /api/version. Lists load no model. Which models there are is decided on the
+command line alone: nothing that a request says reaches a disk or another server.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import Field
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from freehold.errors import RequestError, TemplateError
-from freehold.server.body import Body
+from freehold.server.body import Body, ModelName
 from freehold.server.endpoint import Call, Endpoint, Handler, Json
 from freehold.server.errors import ApiError
 from freehold.server.ollama_answer import timestamp
@@ -30,17 +30,13 @@ API_VERSION = "0.13.5"
 Copilot 0.6.4 for tools.
 """
 
-GREETING = (
-    "Freehold is running. It answers Ollama's API under /api, so what looks here for the words "
-    '"Ollama is running" may go on.\n'
-)
 _NEVER = "9999-12-31T23:59:59Z"
 
 
 class ShowBody(Body):
     """What POST /api/show takes."""
 
-    model: str | None = Field(None, min_length=1, max_length=512)
+    model: ModelName | None = None
     name: str | None = Field(None, max_length=512, description="The older name of model.")
     verbose: bool | None = None
 
@@ -48,7 +44,7 @@ class ShowBody(Body):
 class PullBody(Body):
     """What POST /api/pull takes."""
 
-    model: str | None = Field(None, min_length=1, max_length=512)
+    model: ModelName | None = None
     name: str | None = Field(None, max_length=512, description="The older name of model.")
     stream: bool | None = Field(None, description="Answered as a line of JSON unless false.")
     insecure: bool | None = Field(None, description="Accepted, without effect.")
@@ -121,11 +117,6 @@ async def pull(call: Call) -> Response:
 async def version(call: Call) -> Json:
     """The version of Ollama's API that is answered."""
     return Json({"version": API_VERSION})
-
-
-async def greeting(call: Call) -> Response:
-    """A sign of life, for clients that look at the root."""
-    return PlainTextResponse(GREETING)
 
 
 def _named(body: ShowBody | PullBody) -> str:
@@ -212,7 +203,6 @@ _REFUSED = (
 )
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/", greeting, "A sign of life", "Ollama", answers=("text/plain",), public=True),
     Endpoint("GET", "/api/tags", tags, "The models that can be asked for", "Ollama"),
     Endpoint("GET", "/api/ps", running, "The models in memory", "Ollama"),
     Endpoint("GET", "/api/version", version, "The version of Ollama's API", "Ollama", public=True),

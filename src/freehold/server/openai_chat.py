@@ -14,13 +14,12 @@ from pydantic import Field
 
 from freehold.errors import RequestError
 from freehold.server import openai_shapes as shapes
-from freehold.server.body import Body
+from freehold.server.body import ModelName, refuse
 from freehold.server.endpoint import Call, Endpoint, Json
-from freehold.server.errors import ApiError, error_body
+from freehold.server.errors import ApiError
 from freehold.server.openai_chat_answer import Completion
 from freehold.server.service import whole
 from freehold.server.sse import EventStream
-from freehold.server.sse import event as sent
 from freehold.text.chat import Message
 from freehold.text.request import ChatRequest
 
@@ -39,16 +38,10 @@ _REFUSED = {
 }
 
 
-class StreamOptions(Body):
-    """include_usage: one more chunk at the end, without choices."""
-
-    include_usage: bool | None = None
-
-
 class ChatBody(shapes.SamplingFields):
     """What POST /v1/chat/completions takes."""
 
-    model: str = Field(min_length=1, max_length=512)
+    model: ModelName
     messages: list[dict[str, Any]] = Field(
         min_length=1, description="The conversation, oldest message first; text only."
     )
@@ -58,7 +51,7 @@ class ChatBody(shapes.SamplingFields):
     logprobs: bool | None = Field(None, description="Of the visible answer's tokens; reasoning and calls have none.")
     top_logprobs: int | None = Field(None, ge=0, le=shapes.MAX_TOP_LOGPROBS)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: shapes.StreamOptions | None = None
     response_format: dict[str, Any] | None = Field(
         None,
         description="text, json_object, json_schema, grammar (Lark) or regex; binds the answer, not reasoning.",
@@ -83,27 +76,22 @@ class ChatBody(shapes.SamplingFields):
 async def create(call: Call) -> Json | EventStream:
     """Answer a conversation."""
     body: ChatBody = call.body
-    request = to_request(body, call.namespace)
+    request = read_request(body, call.namespace)
     n = body.n or 1
     ticket = await call.accept(body.model, request)
     answer = Completion(ticket, request.tools, n)
     if not body.stream:
         return Json(answer.whole(await whole(ticket, n)))
-    with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return EventStream(answer.pieces(with_usage), partial(_failure, call.request_id))
+    return EventStream(answer.pieces(shapes.wants_usage(body.stream_options)), partial(shapes.failure, call.request_id))
 
 
-def to_request(body: ChatBody, namespace: str) -> ChatRequest:
+def read_request(body: ChatBody, namespace: str) -> ChatRequest:
     """The internal form of a body. Raises ApiError 400 for what it may not say."""
-    for name, advice in _REFUSED.items():
-        if (body.model_extra or {}).get(name):
-            raise ApiError(400, f"{name} is not supported: {advice}", param=name)
+    refuse(body, _REFUSED)
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:
         found = f"max_tokens is {body.max_tokens} and max_completion_tokens {body.max_completion_tokens}"
         raise ApiError(400, f"{found}; expected one of them, the latter", param="max_tokens")
-    if body.top_logprobs and not body.logprobs:
-        raise ApiError(400, "top_logprobs is set without logprobs; expected logprobs true", param="top_logprobs")
     tools, choice = shapes.read_offer(body.tools, body.tool_choice)
     return ChatRequest(
         messages=tuple(read_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)),
@@ -116,7 +104,7 @@ def to_request(body: ChatBody, namespace: str) -> ChatRequest:
         template_options=body.chat_template_kwargs or {},
         stop=tuple(body.stop or ()),
         max_tokens=next(iter(limits), None),
-        sampling=shapes.sampling(body, (body.top_logprobs or 0) if body.logprobs else None),
+        sampling=shapes.sampling(body, shapes.n_logprobs(body.logprobs, body.top_logprobs)),
         namespace=namespace,
     )
 
@@ -130,8 +118,6 @@ def read_message(data: Mapping[str, Any], where: str) -> Message:
             param=where,
         )
     message = dict(data)
-    if isinstance(calls := message.get("tool_calls"), list):
-        message["tool_calls"] = [_as_function(call) for call in calls]
     if isinstance(parts := message.get("content"), list):
         message["content"] = [_plain_part(part) for part in parts]
     if isinstance(refusal := message.get("refusal"), str) and not message.get("content"):
@@ -142,24 +128,12 @@ def read_message(data: Mapping[str, Any], where: str) -> Message:
         raise ApiError(400, str(error), param=where) from None
 
 
-def _as_function(call: Any) -> Any:
-    """A call of a custom tool in the shape of all others: its input is the arguments."""
-    if not isinstance(call, Mapping) or call.get("type") != "custom" or not isinstance(call.get("custom"), Mapping):
-        return call
-    custom = call["custom"]
-    return {"id": call.get("id"), "function": {"name": custom.get("name"), "arguments": custom.get("input", "")}}
-
-
 def _plain_part(part: Any) -> Any:
     """A content part without the hints to caches that we don't have, a refusal as text."""
     if not isinstance(part, Mapping):
         return part
     plain = {key: value for key, value in part.items() if key not in ("cache_control", "prompt_cache_breakpoint")}
     return {"type": "text", "text": plain.get("refusal")} if plain.get("type") == "refusal" else plain
-
-
-def _failure(request_id: str, error: ApiError) -> bytes:
-    return sent(error_body(error, "openai", request_id))
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (

@@ -13,9 +13,8 @@ from contextlib import aclosing
 from typing import Any
 
 from freehold.server import openai_shapes as shapes
-from freehold.server.service import Ticket
-from freehold.server.sse import DONE
-from freehold.server.sse import event as sent
+from freehold.server.service import Ticket, finish_reason
+from freehold.server.sse import DONE, framed
 from freehold.text.answer import Event, TokenLogprob
 
 _NO_ROOM = "the answer is empty because its tokens ran out{where}; raise max_completion_tokens"
@@ -62,11 +61,11 @@ class Completion:
         async with aclosing(self._ticket.events(len(self._choices))) as events:
             async for number, event in events:
                 for piece in self._choices[number].take(event):
-                    yield sent({**head, "choices": [piece]})
+                    yield framed({**head, "choices": [piece]})
                 if event.kind == "finish":
                     finishes.append(event)
         if with_usage:
-            yield sent({**head, "choices": [], "usage": shapes.usage(finishes)})
+            yield framed({**head, "choices": [], "usage": shapes.usage(finishes)})
         yield DONE
 
 
@@ -97,7 +96,7 @@ class Choice:
         elif event.kind == "tool_call":
             pieces += [self._piece({"tool_calls": [delta]}) for delta in self._call_deltas(event)]
         else:
-            self._end = {"finish_reason": shapes.finish_reason(event), **self._hint(event)}
+            self._end = {"finish_reason": finish_reason(event), **self._hint(event)}
             pieces.append({**self._piece({}), **self._end})
         return pieces
 

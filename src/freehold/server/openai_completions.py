@@ -18,18 +18,22 @@ from pydantic import Field, WithJsonSchema
 
 from freehold.prepared import RawRequest
 from freehold.server import openai_shapes as shapes
+from freehold.server.body import ModelName, refuse
 from freehold.server.endpoint import Call, Endpoint, Json
-from freehold.server.errors import ApiError, error_body
-from freehold.server.openai_chat import StreamOptions
-from freehold.server.service import MAX_ANSWERS, Ticket
-from freehold.server.sse import DONE, EventStream
-from freehold.server.sse import event as sent
+from freehold.server.errors import ApiError
+from freehold.server.service import MAX_ANSWERS, Ticket, finish_reason
+from freehold.server.sse import DONE, EventStream, framed
 from freehold.text.answer import Event, TokenLogprob
 
 MAX_CHOICES = 128
 """Of one request: prompts times answers to each."""
 
 MAX_LOGPROBS = 5
+
+DEFAULT_TOKENS = 16
+"""OpenAI's default for max_tokens, which clients of this old API rely on."""
+
+_MOST_UNREAD = 64  # events of all prompts; a slow client holds the readers up here
 
 _TEXT = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -45,33 +49,33 @@ _REFUSED = {"suffix": "there is no filling in; ask for it in a chat", "chat_temp
 class CompletionBody(shapes.SamplingFields):
     """What POST /v1/completions takes."""
 
-    model: str = Field(min_length=1, max_length=512)
+    model: ModelName
     prompt: _Prompt = Field(description="Text or token ids, one prompt or several.")
-    max_tokens: int | None = Field(None, ge=1, description="16 unless given; cut to what the context holds.")
+    max_tokens: int | None = Field(
+        None, ge=1, description=f"{DEFAULT_TOKENS} unless given; cut to what the context holds."
+    )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = Field(None, description="Put the prompt before the answer.")
     best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="No other than n.")
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: shapes.StreamOptions | None = None
     user: str | None = None
 
 
 async def create(call: Call) -> Json | EventStream:
     """Continue each prompt n times."""
     body: CompletionBody = call.body
-    requests = to_requests(body, call.namespace)
+    requests = read_requests(body, call.namespace)
     tickets = [await call.accept(body.model, request) for request in requests]
     answer = Continuation(tickets, requests, body)
     if body.stream:
-        return EventStream(answer.pieces(), partial(_failure, call.request_id))
+        return EventStream(answer.pieces(), partial(shapes.failure, call.request_id))
     return Json(await answer.whole())
 
 
-def to_requests(body: CompletionBody, namespace: str) -> list[RawRequest]:
+def read_requests(body: CompletionBody, namespace: str) -> list[RawRequest]:
     """One request for each prompt. Raises ApiError 400 for what a body may not say."""
-    for name, advice in _REFUSED.items():
-        if (body.model_extra or {}).get(name):
-            raise ApiError(400, f"{name} is not supported: {advice}", param=name)
+    refuse(body, _REFUSED)
     n = body.n or 1
     if body.best_of not in (None, n):
         raise ApiError(400, f"best_of is {body.best_of}; expected the same as n, which is {n}", param="best_of")
@@ -84,7 +88,7 @@ def to_requests(body: CompletionBody, namespace: str) -> list[RawRequest]:
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo and logprobs are both set; expected one of them", param="echo")
     sampling = shapes.sampling(body, body.logprobs)
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     return [RawRequest(prompt, tuple(body.stop or ()), max_tokens, sampling, None, namespace) for prompt in prompts]
 
 
@@ -101,17 +105,13 @@ def _prompts(prompt: str | list[Any]) -> list[str | list[int]]:
     return listed
 
 
-def _failure(request_id: str, error: ApiError) -> bytes:
-    return sent(error_body(error, "openai", request_id))
-
-
 class Continuation:
     """All answers to all prompts of a request, as one object or as chunks."""
 
     def __init__(self, tickets: Sequence[Ticket], requests: Sequence[RawRequest], body: CompletionBody) -> None:
         self._tickets = tickets
         self._n = body.n or 1
-        self._with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        self._with_usage = shapes.wants_usage(body.stream_options)
         numbers = range(len(tickets) * self._n)
         echoes = [str(request.prompt) if body.echo else "" for request in requests]
         self._choices = [_Choice(number, echoes[number // self._n]) for number in numbers]
@@ -136,9 +136,9 @@ class Continuation:
         head = {**self._head, "usage": None} if self._with_usage else self._head
         async with aclosing(self._taken()) as taken:
             async for choice in taken:
-                yield sent({**head, "choices": [choice]})
+                yield framed({**head, "choices": [choice]})
         if self._with_usage:
-            yield sent({**head, "choices": [], "usage": self._usage()})
+            yield framed({**head, "choices": [], "usage": self._usage()})
         yield DONE
 
     async def _taken(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -155,7 +155,7 @@ class Continuation:
 
 async def _merged(tickets: Sequence[Ticket], n: int) -> AsyncGenerator[tuple[int, int, Event], None]:
     """(number of the prompt, number of the answer to it, event) of all, as they come."""
-    arrived: asyncio.Queue[tuple[int, int, Event] | None] = asyncio.Queue(64)
+    arrived: asyncio.Queue[tuple[int, int, Event] | None] = asyncio.Queue(_MOST_UNREAD)
 
     async def read(prompt: int, ticket: Ticket) -> None:
         async with aclosing(ticket.events(n)) as events:
@@ -195,7 +195,7 @@ class _Choice:
         text, self._unsaid = self._unsaid + event.text, ""
         self._pieces.append(text)
         if event.kind == "finish":
-            self._finish = shapes.finish_reason(event)
+            self._finish = finish_reason(event)
         return self._shaped(text, self._logprobs.add(event.logprobs) if event.logprobs else None)
 
     def whole(self) -> dict[str, Any]:

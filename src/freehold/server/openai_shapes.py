@@ -1,8 +1,8 @@
 """What OpenAI's protocols have in common: fields of a request to the internal form, events to the wire.
 
-Owns sampling fields, tools and the choice among them, response formats, usage, log-probabilities and finish reasons.
-Tools, choices and formats are read in the nested spelling of Chat Completions and in the flat one of Responses alike.
-Knows no route, no message and no stream.
+Owns sampling fields, tools and the choice among them, response formats, usage and log-probabilities. Tools, choices and
+formats are read in the nested spelling of Chat Completions and in the flat one of Responses alike; the protocols of
+others bring theirs into this shape. Knows no route and no message.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pydantic import BeforeValidator, Field
 
 from freehold.errors import RequestError
 from freehold.server.body import Body
-from freehold.server.errors import ApiError
+from freehold.server.errors import ApiError, error_body
 from freehold.server.service import MAX_ANSWERS
+from freehold.server.sse import framed
 from freehold.text.answer import Event, TokenLogprob
 from freehold.text.request import Grammar, NamedTool, ToolChoice
 from freehold.text.stream import MAX_STOP_CHARS, MAX_STOPS
 from freehold.text.tools import read_functions
 
-MAX_TOOLS = 512
+MAX_TOOLS = 256
 MAX_BIASES = 300
 MAX_TOP_LOGPROBS = 20
 
@@ -67,6 +68,17 @@ class SamplingFields(Body):
     stop: StopList | None = Field(None, description="Texts that end the answer, and are not part of it.")
 
 
+class StreamOptions(Body):
+    """include_usage: one more chunk at the end, without choices."""
+
+    include_usage: bool | None = None
+
+
+def wants_usage(options: StreamOptions | None) -> bool:
+    """Whether a stream is to end with the numbers."""
+    return options is not None and bool(options.include_usage)
+
+
 _PLAIN = ("temperature", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed")
 _SMALLEST = 1e-9  # of top_p: keeps the likeliest token and no other, as 0 asks for
 
@@ -83,6 +95,13 @@ def sampling(body: SamplingFields, n_logprobs: int | None = None) -> dict[str, A
     if n_logprobs is not None:
         chosen["n_logprobs"] = n_logprobs
     return chosen
+
+
+def n_logprobs(logprobs: bool | None, top: int | None) -> int | None:
+    """SamplingParams.n_logprobs of the two fields. Raises ApiError 400 for alternatives without the rest."""
+    if top and not logprobs:
+        _fail("top_logprobs", "top_logprobs is set without logprobs", "logprobs true")
+    return top or 0 if logprobs else None
 
 
 def _token_id(key: str) -> int:
@@ -228,13 +247,6 @@ def _usage(n_prompt: int, n_cached: int, n_generated: int, n_reasoning: int) -> 
     }
 
 
-def finish_reason(finish: Event) -> str:
-    """In OpenAI's words. Raises ApiError 503 for an answer that the server broke off."""
-    if finish.finish_reason not in ("stop", "length", "tool_calls"):
-        raise ApiError(503, "the answer was broken off: the server or the model is being shut down; try again")
-    return finish.finish_reason
-
-
 def logprob_items(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     """Tokens as Chat Completions and Responses show them. `bytes` are exact where `token` cannot be."""
     return [
@@ -245,6 +257,11 @@ def logprob_items(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
 
 def _token(raw: bytes, logprob: float) -> dict[str, Any]:
     return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(raw)}
+
+
+def failure(request_id: str, error: ApiError) -> bytes:
+    """What a stream says when it breaks off."""
+    return framed(error_body(error, "openai", request_id))
 
 
 @cache

@@ -28,10 +28,11 @@ _MEANINGS = {
     401: "An API key is missing or unknown.",
     403: "This host, web page or operation is not allowed.",
     404: "There is no such thing; for a model, the message names the nearest.",
+    408: "The request's body did not arrive in time.",
     413: "The request is too large.",
+    415: "The request's body is compressed, which is not supported.",
     429: "Too many requests are waiting; Retry-After says when to come back.",
     500: "The server failed; its log says why, under the request's id.",
-    501: "This server does not do that.",
     503: "The model cannot be loaded now, or the server is shutting down.",
     504: "The request took longer than it may.",
 }
@@ -120,7 +121,7 @@ def _operation(endpoint: Endpoint, path: str, references: Mapping[type[Body], An
 
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
-    statuses = {401, 403, 500, *endpoint.statuses} | ({400, 413} if endpoint.body is not None else set())
+    statuses = {401, 403, 500, *endpoint.statuses} | ({400, 408, 413, 415} if endpoint.body is not None else set())
     refused = {"schema": {"$ref": f"#/components/schemas/{dialect_of(endpoint.path)}_error"}}
     answered = {"200": {"description": _MEANINGS[200], "content": {media: {} for media in endpoint.answers}}}
     return answered | {
@@ -195,11 +196,11 @@ def _type(field: Mapping[str, Any]) -> str:
 
 
 def described(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """The endpoints that describe `endpoints` and themselves."""
+    """The endpoints that describe `endpoints`: all that are in it when the first of them is asked."""
 
     @cache
     def document() -> dict[str, Any]:
-        return description((*endpoints, *own))
+        return description(endpoints)
 
     async def openapi(call: Call) -> Json:
         """This description."""
@@ -209,8 +210,7 @@ def described(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
         """This description as a page to read."""
         return HTMLResponse(page(document()))
 
-    own = (
+    return (
         Endpoint("GET", "/openapi.json", openapi, "The description of this server", "Server", public=True),
         Endpoint("GET", "/docs", docs, "The documentation", "Server", answers=("text/html",), public=True),
     )
-    return own

@@ -24,8 +24,6 @@ from freehold.server.queue import FairQueue, QueueLimits
 from freehold.server.resident import Lease, ModelCard, Resident, card_of
 from freehold.server.source import Footprint, Loader, ModelSource
 
-__all__ = ["Lease", "ModelCard", "ModelPool", "PoolLimits", "shutting_down"]
-
 log = logging.getLogger("freehold.server")
 
 LOOK_SECONDS = 5.0

@@ -11,8 +11,6 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from freehold.server.errors import ApiError
@@ -91,16 +89,6 @@ class FairQueue:
         else:
             self._enter(place)
         return place
-
-    @asynccontextmanager
-    async def turn(self, namespace: str) -> AsyncIterator[None]:
-        """A place inside for the length of the `with` block. Raises as `check`."""
-        place = self.join(namespace)
-        try:
-            await place.turn()
-            yield
-        finally:
-            place.leave()
 
     @property
     def _is_full(self) -> bool:

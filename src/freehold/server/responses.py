@@ -7,6 +7,7 @@ tools in `responses_tools`; answers are written in `responses_events` and kept i
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from functools import partial
@@ -20,11 +21,12 @@ from freehold.server.responses_items import AnyItem, InputItem
 from freehold.server.responses_request import Asked, ResponsesBody, find_items, not_found, read_request
 from freehold.server.responses_store import ResponseStore, StoredItem, StoredResponse
 from freehold.server.service import Ticket, whole
-from freehold.server.sse import EventStream
-from freehold.server.sse import event as framed
+from freehold.server.sse import EventStream, framed
 
-MAX_PAGE = 100
+MAX_PAGE, DEFAULT_PAGE = 100, 20
 """Items of one page of a list."""
+
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 _ITEM: TypeAdapter[AnyItem] = TypeAdapter(InputItem)
 
@@ -73,15 +75,13 @@ class ResponsesApi:
         items = [item.shown for item in self._stored(call).input]
         if _query_choice(call, "order", ("desc", "asc")) == "desc":
             items.reverse()
-        limit = call.query.get("limit", "20")
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= MAX_PAGE):
-            raise ApiError(400, f"limit is {limit[:40]!r}; expected 1 to {MAX_PAGE}", param="limit")
+        limit = _limit(call)
         if (after := call.query.get("after")) is not None:
             start = next((i + 1 for i, item in enumerate(items) if item["id"] == after), None)
             if start is None:
                 raise ApiError(404, f"no input item {after[:80]!r} in this response", param="after")
             items = items[start:]
-        page = items[: int(limit)]
+        page = items[:limit]
         ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
         return Json({"object": "list", "data": page, **ends, "has_more": len(items) > len(page)})
 
@@ -122,6 +122,14 @@ def _query_choice(call: Call, name: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ApiError(400, f"{name} is {value[:40]!r}; expected {' or '.join(choices)}", param=name)
     return value
+
+
+def _limit(call: Call) -> int:
+    """How many items a page is to have."""
+    value = call.query.get("limit", str(DEFAULT_PAGE))
+    if not _NUMBER.fullmatch(value) or not 1 <= int(value) <= MAX_PAGE:
+        raise ApiError(400, f"limit is {value[:40]!r}; expected 1 to {MAX_PAGE}", param="limit")
+    return int(value)
 
 
 def endpoints(store: ResponseStore | None = None) -> tuple[Endpoint, ...]:

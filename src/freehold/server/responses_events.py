@@ -15,6 +15,7 @@ from freehold.server import openai_shapes as shapes
 from freehold.server.errors import ApiError
 from freehold.server.responses_items import item_id, new_turn
 from freehold.server.responses_tools import Offer
+from freehold.server.service import finish_reason
 from freehold.text.answer import Event
 
 Kind = Literal["message", "reasoning", "function_call", "custom_tool_call"]
@@ -96,7 +97,7 @@ class Answer:
         return self._event("response.failed", response=self.response)
 
     def _finish(self, event: Event) -> Iterator[Sent]:
-        cut = shapes.finish_reason(event) == "length"
+        cut = finish_reason(event) == "length"
         status = "incomplete" if cut else "completed"
         yield from self._close(status)
         if not cut and all(item["type"] == "reasoning" for item in self._items):

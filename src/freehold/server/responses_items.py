@@ -8,37 +8,25 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
+
+from freehold.server.body import Part, text_only, text_or
 
 _OWN_ID = re.compile(r"[a-z]+_([0-9a-f]{24})[0-9a-f]{4}")
 _IMAGE = "[an image, left out: this model reads text only]"
-_TEXT_ONLY = "its type is {kind}; text is all this runtime reads, no images, audio or files"
 _NO_ITEM = (
     "its type is {kind}, which this server cannot read; expected message, reasoning, function_call, "
     "function_call_output, custom_tool_call, custom_tool_call_output, web_search_call or item_reference"
 )
 
 
-class Part(BaseModel):
-    """Base of what a body holds. Keys that no model reads (annotations, logprobs, status) are passed over."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
-
-
-def _text_only(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and any(word in kind for word in ("image", "audio", "video", "file", "screenshot")):
-        raise PydanticCustomError("text_only", _TEXT_ONLY, {"kind": kind[:80]})
-    return value
-
-
 def _text_or_image_only(value: Any) -> Any:
     is_image = isinstance(value, dict) and value.get("type") == "input_image"
-    return value if is_image else _text_only(value)
+    return value if is_image else text_only(value)
 
 
 class TextPart(Part):
@@ -61,23 +49,15 @@ class ImagePart(Part):
     type: Literal["input_image"]
 
 
-def text_or(otherwise: str) -> Callable[[Any], str]:
-    """Tells text from a list, so that what is wrong with one is not said of the other."""
-    return lambda value: "text" if isinstance(value, str) else otherwise
-
-
-_ContentPart = Annotated[TextPart | RefusalPart, Field(discriminator="type"), BeforeValidator(_text_only)]
-Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[_ContentPart], Tag("parts")], Discriminator(text_or("parts"))
-]
+_TextOrParts = Discriminator(text_or("parts"))
+_ContentPart = Annotated[TextPart | RefusalPart, Field(discriminator="type"), BeforeValidator(text_only)]
+Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[_ContentPart], Tag("parts")], _TextOrParts]
 """A text, or parts that are joined without anything between them."""
 
 _OutputPart = Annotated[
     TextPart | RefusalPart | ImagePart, Field(discriminator="type"), BeforeValidator(_text_or_image_only)
 ]
-CallOutput = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[_OutputPart], Tag("parts")], Discriminator(text_or("parts"))
-]
+CallOutput = Annotated[Annotated[str, Tag("text")] | Annotated[list[_OutputPart], Tag("parts")], _TextOrParts]
 """What a tool said, likewise."""
 
 
@@ -113,7 +93,7 @@ class ReasoningItem(Item):
     """What the assistant thought. Without content its summary is what is known of it."""
 
     type: Literal["reasoning"]
-    summary: list[SummaryPart] = []
+    summary: list[SummaryPart] = Field(default_factory=list)
     content: list[ReasoningPart] | None = None
     encrypted_content: str | None = Field(None, description="Of another service. Nobody else can read it.")
 

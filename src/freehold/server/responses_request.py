@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from freehold.server import openai_shapes as shapes
+from freehold.server.body import ModelName, Part, refuse, text_or
 from freehold.server.errors import ApiError
 from freehold.server.responses_input import read_items
 from freehold.server.responses_items import (
@@ -21,10 +22,8 @@ from freehold.server.responses_items import (
     InputItem,
     Item,
     MessageItem,
-    Part,
     ReferenceItem,
     text_of,
-    text_or,
 )
 from freehold.server.responses_store import ResponseStore, StoredItem
 from freehold.server.responses_tools import Offer, read_offer
@@ -80,7 +79,7 @@ _Input = Annotated[Annotated[str, Tag("text")] | Annotated[_Items, Tag("items")]
 class ResponsesBody(shapes.SamplingFields):
     """What POST /v1/responses takes."""
 
-    model: str = Field(min_length=1, max_length=512)
+    model: ModelName
     input: _Input | None = Field(
         None, description="What the user says, or items: messages, reasoning, calls and their outputs; text only."
     )
@@ -227,9 +226,7 @@ def not_found(what: str, id: str, store: ResponseStore) -> str:
 
 
 def _refuse(body: ResponsesBody) -> None:
-    for name, advice in _REFUSED.items():
-        if getattr(body, name, None):
-            raise ApiError(400, f"{name} is not supported: {advice}", param=name)
+    refuse(body, _REFUSED)
     if body.n not in (None, 1):
         raise ApiError(400, f"n is {body.n}; expected 1, a response holds one answer", param="n")
 

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -25,7 +26,7 @@ from freehold.server.connection import Connection
 from freehold.server.errors import ApiError
 from freehold.server.service import Service
 
-KEEP_ALIVE_SECONDS = 75
+IDLE_CONNECTION_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs, so that none is closed as it is used."""
 
 _BACKLOG = 1024
@@ -62,11 +63,12 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 backlog=_BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=IDLE_CONNECTION_SECONDS,
                 timeout_graceful_shutdown=math.ceil(grace) + _CLEAN_UP_SECONDS,
             )
         )
         self.status = 0
+        self.last_resort: threading.Timer | None = None  # ends what does not end by itself
         self.service = service
         self._grace = grace
         self._preload = preload
@@ -87,6 +89,8 @@ class Server(uvicorn.Server):
         timer = asyncio.get_running_loop().call_later(self._grace, self.service.end)
         await super().shutdown(sockets)
         timer.cancel()
+        if self.last_resort is not None:
+            self.last_resort.start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On a signal, in the main thread."""
@@ -117,7 +121,11 @@ class Server(uvicorn.Server):
 
 def run(server: Server, sockets: list[socket.socket]) -> int:
     """Run to the end; the exit status."""
+    # What cannot be stopped, such as the compiling of a grammar, is not waited for.
+    server.last_resort = threading.Timer(_CLEAN_UP_SECONDS, lambda: os._exit(server.status))
+    server.last_resort.daemon = True
     server.run(sockets)
+    server.last_resort.cancel()
     if server.service.pool.residents:  # an engine hangs in a step, and the interpreter would wait for its thread
         sys.stderr.flush()
         os._exit(server.status)

@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from freehold.prepared import Prepared, RawRequest
 from freehold.reply import Stream
 from freehold.server.bell import Bell
 from freehold.server.errors import ApiError
 from freehold.server.metrics import Metrics
-from freehold.server.pool import Lease, ModelPool, shutting_down
+from freehold.server.pool import ModelPool, shutting_down
 from freehold.server.queue import Place
+from freehold.server.resident import Lease
 from freehold.server.turns import Turns
 from freehold.text.answer import Event
 from freehold.text.request import ChatRequest
@@ -138,8 +140,7 @@ class Ticket:
         seconds = service.limits.timeout
         if seconds is not None:
             left = seconds - (time.perf_counter() - started_at)
-            late = ApiError(504, f"the request took longer than {seconds:g} seconds", code="timeout")
-            self._timer = asyncio.get_running_loop().call_later(left, self.fail, late)
+            self._timer = asyncio.get_running_loop().call_later(left, self.fail, timed_out(seconds))
         service.tickets.add(self)
 
     def close(self) -> None:
@@ -219,6 +220,14 @@ async def whole(ticket: Ticket, n: int = 1) -> list[list[Event]]:
     return answers
 
 
-def joined(events: Sequence[Event], kind: str) -> str:
-    """The text of all events of one kind."""
-    return "".join(event.text for event in events if event.kind == kind)
+def finish_reason(finish: Event) -> Literal["stop", "length", "tool_calls"]:
+    """Why an answer ended. Raises ApiError 503 for one that the server broke off."""
+    reason = finish.finish_reason
+    if reason == "stop" or reason == "length" or reason == "tool_calls":
+        return reason
+    raise ApiError(503, "the answer was broken off: the server or the model is being shut down; try again")
+
+
+def timed_out(seconds: float) -> ApiError:
+    """The answer to a request that took longer than it may."""
+    return ApiError(504, f"the request took longer than {seconds:g} seconds", code="timeout")

@@ -17,6 +17,7 @@ from freehold.server.errors import ApiError, as_api_error
 
 KEEP_ALIVE_SECONDS = 10.0
 COMMENT = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
 
 
 def dumps(value: Any) -> bytes:
@@ -24,13 +25,10 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def event(data: Any, name: str | None = None) -> bytes:
+def framed(data: Any, name: str | None = None) -> bytes:
     """One server-sent event with JSON data."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + dumps(data) + b"\n\n"
-
-
-DONE = b"data: [DONE]\n\n"
 
 
 class HasMore(Protocol):

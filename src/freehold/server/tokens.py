@@ -15,7 +15,7 @@ from pydantic import Field
 
 from freehold.errors import UnsupportedError
 from freehold.runtime import LocalModel
-from freehold.server.body import Body
+from freehold.server.body import Body, ModelName
 from freehold.server.endpoint import Call, Endpoint, Json
 from freehold.server.errors import ApiError
 from freehold.server.openai_shapes import read_tools
@@ -25,13 +25,13 @@ from freehold.text.templates import MAX_CHARS
 
 MAX_IDS = 1_000_000
 
-_MODEL = Field(None, min_length=1, max_length=512, description="May be left out where only one model is served.")
+_MODEL = Field(None, description="May be left out where only one model is served.")
 
 
 class TokenizeBody(Body):
     """What POST /tokenize takes: one of `content`, `prompt` and `messages`."""
 
-    model: str | None = _MODEL
+    model: ModelName | None = _MODEL
     content: str | None = Field(None, max_length=MAX_CHARS, description="A text; no BOS is added unless asked for.")
     prompt: str | None = Field(
         None, max_length=MAX_CHARS, description="A text; a BOS is added where the model wants it."
@@ -56,7 +56,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """What POST /detokenize takes."""
 
-    model: str | None = _MODEL
+    model: ModelName | None = _MODEL
     tokens: list[int] = Field(max_length=MAX_IDS)
 
 
@@ -109,10 +109,8 @@ def encoded(model: LocalModel, text: str, *, add_bos: bool, special: bool) -> li
     """Ids of a text, with the BOS that the model wants before a prompt unless the text has it."""
     tokenizer = model.tokenizer
     ids = model.tokenize(text, special=special)
-    wanted = add_bos and tokenizer.add_bos and tokenizer.bos_id is not None
-    return (
-        [tokenizer.bos_id, *ids] if wanted and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id] else ids
-    )
+    bos = tokenizer.bos_id if add_bos and tokenizer.add_bos else None
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def _of_text(model: LocalModel, body: TokenizeBody) -> list[int]:
@@ -155,8 +153,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         tokenize,
         "Token ids of a text or conversation",
         "Tokens",
-        TokenizeBody,
+        body=TokenizeBody,
         statuses=(404, 503),
     ),
-    Endpoint("POST", "/detokenize", detokenize, "The text of token ids", "Tokens", DetokenizeBody, statuses=(404, 503)),
+    Endpoint(
+        "POST",
+        "/detokenize",
+        detokenize,
+        "The text of token ids",
+        "Tokens",
+        body=DetokenizeBody,
+        statuses=(404, 503),
+    ),
 )

@@ -27,6 +27,7 @@ from freehold.server.service import Service, ServiceLimits
 from freehold.terminal.console import Progress, note, printable
 from freehold.terminal.library import Library, LoadOptions, only_model, read_models
 
+_MAX_SECONDS = 10**9
 _LISTED = 10  # models in the first lines
 
 
@@ -59,6 +60,12 @@ class ServeOptions:
 
 def serve(options: ServeOptions, loading: LoadOptions) -> int:
     """Run the server until it is told to end; the exit status. Raises FreeholdError for what keeps it from starting."""
+    for name in ("grace", "timeout", "keep_alive"):
+        if not abs(getattr(options, name)) <= _MAX_SECONDS:
+            shown = name.replace("_", "-")
+            raise RequestError(f"--{shown} is {getattr(options, name)}; expected at most {_MAX_SECONDS} seconds")
+    if loading.context is not None and loading.context < 1:
+        raise RequestError(f"--context is {loading.context}; expected a whole number of tokens, at least 1")
     chosen = settings.load()
     keys = ApiKeys(_keys(options, chosen.api_keys))
     guard, max_body = _guard(options, keys), _size(options.max_body)
@@ -131,7 +138,12 @@ def _guard(options: ServeOptions, keys: ApiKeys) -> GuardRules:
 def _keys(options: ServeOptions, from_environment: Sequence[str]) -> list[str]:
     from_file = []
     if options.api_key_file is not None:
-        lines = options.api_key_file.read_text("utf-8").splitlines()
+        try:
+            lines = options.api_key_file.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise RequestError(
+                f"{options.api_key_file} is not UTF-8 (byte {error.start}); expected a key a line"
+            ) from None
         from_file = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not from_file:
             raise RequestError(f"{options.api_key_file} holds no key; expected one a line")
@@ -140,9 +152,12 @@ def _keys(options: ServeOptions, from_environment: Sequence[str]) -> list[str]:
 
 def _size(text: str) -> int:
     try:
-        return settings.parse_size(text)
+        size = settings.parse_size(text)
     except ValueError:
-        raise RequestError(f"--max-body is {text!r}; expected a size such as 32M or 500k") from None
+        size = 0
+    if size < 1:
+        raise RequestError(f"--max-body is {text!r}; expected a size such as 32M or 500k")
+    return size
 
 
 def _fetch(name: str, store: Store) -> None:

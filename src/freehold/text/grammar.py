@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from freehold.core import Constraint, Float32Array
-from freehold.errors import EngineError, RequestError
+from freehold.errors import RequestError
 from freehold.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,14 +41,21 @@ MAX_ROW_ITEMS = 1000
 """Ways to read the text so far that are followed at once. The time for a token grows with their square, and everybody
 waits for it: at the library's own limit of 2000 an ambiguous grammar takes 75 ms."""
 
+MAX_COMPILE_SECONDS = 20.0
+"""What takes longer is refused; the library cannot be stopped, so its thread goes on until its own limits end it."""
+
 _STACK_BYTES = 64 * 2**20  # of address space; no more of it is used than a grammar is deep
 _LOST = (
     "the answer's grammar can no longer be followed: it is too complex, or has come to where nothing may follow; "
     "simplify the schema, the regular expression or the Lark grammar"
 )
+_TRIED_TOKENS = 4  # some grammars are only found to be too complex once they are followed
 _NOT_UNICODE = 0xFF  # the library's mark of control tokens, and a byte that no text has
 
 _starting_thread = threading.Lock()
+_compiling = threading.BoundedSemaphore(2)
+"""At once in the process, those that were given up included: grammars made to take long must not take every core."""
+
 _Result = TypeVar("_Result")
 
 
@@ -94,6 +103,10 @@ class Grammars:
         return matcher
 
 
+class GrammarError(RequestError):
+    """A grammar that compiled, but cannot be followed any further: a flaw of the grammar, found late."""
+
+
 class _Followed:
     """Where one answer is in its grammar.
 
@@ -111,7 +124,7 @@ class _Followed:
         allowed = np.zeros(self._n_ids + 1, np.bool_) if self._ended else _mask(self._matcher, self._n_ids)
         may_end = (self._ended or bool(allowed[-1])) and len(self._ends) > 0
         if self._matcher.is_error() or not (may_end or allowed[:-1].any()):
-            raise EngineError(_LOST)
+            raise GrammarError(_LOST)
         kept = logits[self._ends] if may_end else None
         np.copyto(logits[: self._n_ids], -np.inf, where=~allowed[:-1])
         logits[self._n_ids :] = -np.inf
@@ -125,12 +138,12 @@ class _Followed:
             self._ended = True
             return ()
         if not matcher.consume_token(id):
-            raise EngineError(_LOST)
+            raise GrammarError(_LOST)
         if matcher.is_stopped():
             return ()
         forced = matcher.compute_ff_tokens()
         if forced and not matcher.consume_tokens(forced):
-            raise EngineError(_LOST)
+            raise GrammarError(_LOST)
         return forced
 
 
@@ -140,14 +153,19 @@ def flaw_of(source: str) -> str | None:
 
 
 def _flaw_of(matcher: llguidance.LLMatcher, n_ids: int) -> str | None:
-    """Why not even a first token can be had under a grammar that compiled, or did not."""
+    """Why the first tokens cannot be had under a grammar that compiled, or did not."""
     trial = matcher.deep_copy()
-    first = np.flatnonzero(_mask(trial, n_ids)[:-1])
-    if trial.is_error():
-        return _reason(trial.get_error())
-    if not len(first):
-        return "no text matches it"
-    return None if trial.consume_token(int(first[0])) else _reason(trial.get_error())
+    for n_taken in range(_TRIED_TOKENS):
+        next_ids = np.flatnonzero(_mask(trial, n_ids)[:-1])
+        if trial.is_error():
+            return _reason(trial.get_error())
+        if not len(next_ids):
+            return None if n_taken else "no text matches it"
+        if not trial.consume_token(int(next_ids[0])):
+            return _reason(trial.get_error())
+        if trial.is_stopped():
+            return None
+    return None
 
 
 def _mask(matcher: llguidance.LLMatcher, n_ids: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -203,8 +221,11 @@ class _Vocabulary:
 
 
 def _on_deep_stack(work: Callable[[], _Result]) -> _Result:
-    """What `work` returns or raises, run on a thread with a large stack."""
+    """What `work` returns or raises, run on a thread with a large stack. Raises RequestError if it takes too long."""
     future: Future[_Result] = Future()
+    deadline = time.monotonic() + MAX_COMPILE_SECONDS
+    if not _compiling.acquire(timeout=MAX_COMPILE_SECONDS):
+        raise RequestError("other grammars have been compiling for too long; try again later")
 
     def run() -> None:
         try:
@@ -213,6 +234,8 @@ def _on_deep_stack(work: Callable[[], _Result]) -> _Result:
             future.set_exception(error)
         except BaseException as error:  # how the library's panics arrive
             future.set_exception(RequestError(f"a grammar cannot be enforced: {_reason(str(error))}"))
+        finally:
+            _compiling.release()
 
     # The size is the process's, for all threads started from now on: nobody else loses by a larger one.
     with _starting_thread:
@@ -221,7 +244,13 @@ def _on_deep_stack(work: Callable[[], _Result]) -> _Result:
             threading.Thread(target=run, name="freehold-grammar", daemon=True).start()
         finally:
             threading.stack_size(before)
-    return future.result()
+    try:
+        return future.result(max(0.0, deadline - time.monotonic()))
+    except FutureTimeout:
+        raise RequestError(
+            f"a grammar takes longer than {MAX_COMPILE_SECONDS:g} seconds to compile; simplify the schema, the regular "
+            f"expression or the Lark grammar"
+        ) from None
 
 
 def _reason(error: str) -> str:

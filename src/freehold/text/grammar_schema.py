@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -33,6 +34,9 @@ MAX_DEPTH = 64
 
 MAX_LEVELS = 200
 """Of schemas within schemas, references followed."""
+
+MAX_MULTIPLE = 1000
+"""Of all multipleOf of a schema, without powers of ten, multiplied: a grammar counts remainders, one state each."""
 
 MAX_PROPERTIES = 200
 """Of one object. Each may come next while those before it may be left out: several ways for a parser to follow."""
@@ -113,6 +117,7 @@ class _Reading:
     unenforced: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._multiples = 1
         self._deadline = time.monotonic() + _MAX_SECONDS
         self._names: dict[str, str] = {}  # reference -> key of its target
         self._unread: list[tuple[str, str]] = []  # (reference, key)
@@ -199,6 +204,8 @@ class _Reading:
         elif keyword in _NUMBERS:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 self._leave_out(path, keyword, f"it is {json.dumps(value):.80}; expected a number")
+            elif keyword == "multipleOf" and not self._affords(value):
+                self._leave_out(path, keyword, f"all of them together may come to {MAX_MULTIPLE}, powers of ten aside")
             else:
                 read[keyword] = value
         elif keyword == "format":
@@ -208,6 +215,14 @@ class _Reading:
                 self._leave_out(path, keyword, f"{value!r:.80} is not one of {', '.join(FORMATS)}")
         elif keyword not in _WITHOUT_EFFECT and not keyword.startswith("x-"):
             self._leave_out(path, keyword, "no grammar says what it says")
+
+    def _affords(self, multiple: float) -> bool:
+        """Count one more multipleOf, if there is room for it."""
+        digits = "".join(map(str, Decimal(str(multiple)).as_tuple().digits)).rstrip("0") or "1"
+        if len(digits) > 4 or self._multiples * int(digits) > MAX_MULTIPLE:
+            return False
+        self._multiples *= int(digits)
+        return True
 
     def _reference(self, reference: Any, path: str) -> str:
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):

@@ -98,11 +98,11 @@ class Harmony:
         ids = self.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **options)
         return self._tokenizer.decode(ids)
 
-    def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None) -> AnswerParser:
-        """A parser for the answer to a prompt that ended with the generation prompt."""
+    def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None, prompt: Sequence[int] = ()) -> AnswerParser:
+        """A parser for the answer to a prompt that ended with the generation prompt, which is always the same."""
         return HarmonyParser(self._tokenizer, self._tokens, tools)
 
-    def grammar(self, request: ChatRequest) -> str | None:
+    def grammar(self, request: ChatRequest, prompt: Sequence[int] = ()) -> str | None:
         """The grammar of the turn that answers `request`, as ChatFormat says."""
         return turn_grammar(request, self._tokens)
 

@@ -21,13 +21,13 @@ class Grammar:
     """What a text must be: any JSON object, JSON of a schema, or a text of a regular expression or Lark grammar.
 
     definition: the schema, or the source text; None for "json". strict: a JSON Schema keyword that cannot be enforced
-    is refused; otherwise it is left to the model. where: how messages name the grammar, as in "tools[0] (get_weather)".
+    is refused; otherwise it is left to the model. where: how errors name the grammar, as in "tools[0] (get_weather)".
     """
 
     kind: GrammarKind
     definition: Mapping[str, Any] | bool | str | None = None
     strict: bool = True
-    where: str = "response_format"
+    where: str = "answer"
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class ChatRequest:
     {"type": "custom", "custom": {"name", "description", "format"}} for a tool whose call is plain text. Whether the
     model may, must or must not call them is `tool_choice`; `parallel_calls` allows several calls in one turn, where the
     format can. `answer` binds the visible answer, never the reasoning. `enforce` False leaves the form of calls to the
-    model; a choice and an answer's grammar hold all the same.
-    reasoning_effort None means `default_effort` for a format that knows efforts, then what template_options say.
-    stop strings end the answer and are not part of it. max_tokens None means as many as the context holds; more than
-    it holds is cut to it. sampling: fields of core.SamplingParams by name; absent ones take the model's own.
-    namespace: only requests of one namespace share cached prefixes and remembered turns.
+    model; a choice and an answer's grammar hold all the same. reasoning_effort None means `default_effort` for a format
+    that knows efforts, then what template_options say. stop strings end the answer and are not part of it. max_tokens
+    None means as many as the context holds; more than it holds is cut to it. sampling: fields of core.SamplingParams by
+    name; absent ones take the model's own. namespace: only requests of one namespace share cached prefixes and
+    remembered turns.
     """
 
     messages: tuple[Message, ...]
@@ -115,13 +115,13 @@ class ChatFormat(Protocol):
         """The prompt as text, control tokens by name."""
         ...
 
-    def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None) -> AnswerParser:
-        """A parser for one answer to a prompt that ended with the generation prompt."""
+    def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None, prompt: Sequence[int] = ()) -> AnswerParser:
+        """A parser for the answer to `prompt`, the end of which is the generation prompt and may open a thought."""
         ...
 
-    def grammar(self, request: ChatRequest) -> str | None:
+    def grammar(self, request: ChatRequest, prompt: Sequence[int] = ()) -> str | None:
         """The Lark grammar, in llguidance's dialect, of everything the model may say to `request`, from the first token
-        after the prompt to the token that ends the answer; None where anything goes.
+        after `prompt`, which is the request rendered, to the token that ends the answer; None where anything goes.
 
         Raises RequestError for a grammar or tool choice that cannot be enforced, naming tool, path and keyword.
         """

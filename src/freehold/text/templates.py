@@ -14,11 +14,14 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from freehold.errors import RequestError, TemplateError, UnsupportedError
+from freehold.text.answer_style import AnswerStyle, style_of
 from freehold.text.chat import Message
-from freehold.text.grammar_source import rule_body
 from freehold.text.metering import BUDGET, Budget, OverBudget
 from freehold.text.plain_parser import PlainParser
 from freehold.text.request import ChatRequest
+from freehold.text.tagged_parser import TaggedParser
+from freehold.text.template_grammar import tagged_grammar
+from freehold.text.template_history import CallShape, call_shape, numbered, switched
 from freehold.text.template_replay import SampledTurn, Span, edged, located
 from freehold.text.tokenizer import Tokenizer
 
@@ -39,7 +42,8 @@ _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 
 class ChatTemplate:
     """A ChatFormat made of a chat template; thread-safe. Raises TemplateError if `source` does not compile.
 
-    Its answers are plain text, and what ends them is for the model's files to say.
+    What ends its answers is for the model's files to say. style: how they write thoughts and calls, as far as that is
+    known; where nothing is, they are plain text.
     max_seconds: wall-clock limit of one rendering. max_chars: largest conversation, output or value within it.
     """
 
@@ -55,12 +59,15 @@ class ChatTemplate:
         self._max_chars = max_chars
         # Later formats alone know the developer role; the others drop or refuse what they do not know.
         self._knows_developer = "developer" in source
-        self._knows_tools = re.search(r"\btools\b", source) is not None
+        self._knows_tools = self._mentions("tools")
+        self.style = style_of(source, tokenizer.special_ids)
         self._template = _compile(source)
+        self._shape: CallShape | None = None  # found out when the first call is to be rendered
 
     def effort(self, options: Mapping[str, Any]) -> str | None:
-        """None: what a template makes of its options is its own business."""
-        return None
+        """The option reasoning_effort of a template that has one; what the others make of theirs is their business."""
+        effort = options.get("reasoning_effort") if self._mentions("reasoning_effort") else None
+        return effort if isinstance(effort, str) else None
 
     def render(
         self,
@@ -105,17 +112,21 @@ class ChatTemplate:
         """The prompt as text, for people to read: in it, content and control tokens look the same."""
         return self._run(_mapped(self._variables(messages, add_generation_prompt, tools, options), str))
 
-    def parser(self, *, tools: Sequence[Mapping[str, Any]] | None = None) -> PlainParser:
-        """A parser for one answer: all of it is text."""
-        return PlainParser(self._tokenizer)
+    def parser(
+        self, *, tools: Sequence[Mapping[str, Any]] | None = None, prompt: Sequence[int] = ()
+    ) -> TaggedParser | PlainParser:
+        """A parser for the answer to `prompt`; where no style of answers is known, all of it is text."""
+        if self.style == AnswerStyle():
+            return PlainParser(self._tokenizer)
+        return TaggedParser(self._tokenizer, self.style, tools, prompt)
 
-    def grammar(self, request: ChatRequest) -> str | None:
-        """The grammar of the answer, which binds it from its first token: all of it is text.
+    def grammar(self, request: ChatRequest, prompt: Sequence[int] = ()) -> str | None:
+        """The grammar of the answer, as ChatFormat says. A schema binds what comes after the thought.
 
-        Raises UnsupportedError where tools must be called, since no calls are read out of such answers, and where the
+        Raises UnsupportedError where tools must be called and how this model calls them is not known, and where the
         template would leave tools out without a word.
         """
-        if request.tool_choice not in ("auto", "none"):
+        if request.tool_choice not in ("auto", "none") and self.style.calls is None:
             raise UnsupportedError(
                 "tool_choice asks for a call, but how this model writes calls is not known: its answers are read as "
                 "plain text; set tool_choice to 'auto' or 'none'"
@@ -125,7 +136,7 @@ class ChatTemplate:
                 "the model's chat template has no place for tools, so the model would not see them; send none, or set "
                 "tool_choice to 'none'"
             )
-        return None if request.answer is None else f"start: {rule_body(request.answer)}"
+        return tagged_grammar(request, self.style, self._tokenizer, prompt)
 
     def _variables(
         self,
@@ -134,11 +145,15 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         options: Mapping[str, Any],
     ) -> dict[str, Any]:
+        options = switched(options, self.source)
         if taken := [name for name in options if name in _RESERVED]:
             raise RequestError(f"the template option {taken[0]!r} is set by the runtime; expected another name")
-        if unknown := [name for name in options if not re.search(rf"\b{re.escape(name)}\b", self.source)]:
+        if unknown := [name for name in options if not self._mentions(name)]:
             raise RequestError(f"the model's chat template has no option {unknown[0]!r}; leave it out")
-        shaped = [message.to_template() for message in messages]
+        shape = self._call_shape() if any(message.tool_calls for message in messages) else CallShape()
+        shaped = [shape.shaped(message) for message in messages]
+        if self.style.calls is not None and self.style.calls.numbered:
+            numbered(messages, shaped)
         for message in shaped:
             if message["role"] == "developer" and not self._knows_developer:
                 message["role"] = "system"
@@ -150,12 +165,21 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
 
+    def _call_shape(self) -> CallShape:
+        if self._shape is None:  # two threads may both find out: they find the same
+            common = {"tools": None, "documents": None, "add_generation_prompt": True}
+            self._shape = call_shape(lambda messages: self._run({**common, "messages": messages}))
+        return self._shape
+
+    def _mentions(self, name: str) -> bool:
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+
     def _broken(self, variables: Mapping[str, Any], mark: str) -> dict[str, Any]:
         """The variables with every control-token text in their strings broken by `mark`."""
         break_up = self._tokenizer.controls.break_up
         broken: dict[str, Any] = _mapped(variables, lambda text: break_up(text, mark))
         for message, original in zip(broken["messages"], variables["messages"], strict=True):
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and original["content"]:
                 # Templates look for <think> and the like in what the model itself wrote.
                 message["content"] = break_up(original["content"], mark, self._tokenizer.tags)
         return broken
