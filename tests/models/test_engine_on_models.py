@@ -102,7 +102,10 @@ class Disturbed:
             timer = threading.Timer(float(self._random.uniform(0, 0.002)), self.interrupt)
             timer.start()
         try:
-            return self._model.forward(batch, kv)
+            logits = self._model.forward(batch, kv)
+            if self._random.random() < 0.1:  # as if the end had come in the last step: tiny passes are hard to hit
+                raise Interrupted
+            return logits
         except Interrupted:
             self.n_interrupted += 1
             raise

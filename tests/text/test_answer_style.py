@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from answer_styles import MARKS, TEMPLATES, template, tokenizer
@@ -48,7 +50,7 @@ def test_control_tokens_tell_where_the_source_shows_tools_and_no_calls() -> None
     ],
 )
 def test_the_end_of_the_prompt_says_whether_a_thought_is_open(
-    name: str, options: dict[str, bool], expected: bool | None, spelled: bool
+    name: str, options: dict[str, Any], expected: bool | None, spelled: bool
 ) -> None:
     chat = template(name, spelled=spelled)
     prompt = chat.render([Message("user", "<think>")], **options)
