@@ -64,7 +64,8 @@ template <Format F, int G> INLINE void decode_groups(const Packed<F> &w, int64_t
   }
 }
 // Columns [32 * block0, 32 * (block0 + n_tiles)) of a panel; tiles lie 2 * TILE_ELEMS apart, a pair of panels side by side.
-template <Format F> void decode_tiles(const uint8_t *panel, int64_t block0, int n_tiles, uint16_t *tile) {
+template <Format F> void decode_tiles(const uint8_t *panel, int64_t n_cols, int64_t block0, int n_tiles, uint16_t *tile) {
+  [[maybe_unused]] const FloatPanel<F> w(panel, n_cols);
   for (int64_t b = block0; b < block0 + n_tiles; b++, tile += 2 * TILE_ELEMS) {
     if constexpr (S<F>.integer)
       decode_groups<F, 0>(Packed<F>{panel}, b, tile);
@@ -72,15 +73,15 @@ template <Format F> void decode_tiles(const uint8_t *panel, int64_t block0, int 
       memcpy(tile, panel + b * TILE_ELEMS * 2, TILE_ELEMS * 2);
     else
       for (int64_t k = 0; k < BLOCK; k += 2)
-        store_pairs(tile + k * PANEL, float_column<F>(panel, b * BLOCK + k), float_column<F>(panel, b * BLOCK + k + 1));
+        store_pairs(tile + k * PANEL, w.column(b * BLOCK + k), w.column(b * BLOCK + k + 1));
   }
 }
-using DecodeTiles = void (*)(const uint8_t *, int64_t, int, uint16_t *);
+using DecodeTiles = void (*)(const uint8_t *, int64_t, int64_t, int, uint16_t *);
 constexpr DecodeTiles DECODE_TILES[(int)Format::COUNT] = {
     decode_tiles<Format::F32>,  decode_tiles<Format::F16>,  decode_tiles<Format::BF16>, decode_tiles<Format::Q8_0>,
     decode_tiles<Format::Q4_0>, decode_tiles<Format::Q4_1>, decode_tiles<Format::Q5_0>, decode_tiles<Format::Q5_1>,
     decode_tiles<Format::Q2_K>, decode_tiles<Format::Q3_K>, decode_tiles<Format::Q4_K>, decode_tiles<Format::Q5_K>,
-    decode_tiles<Format::Q6_K>, decode_tiles<Format::MXFP4>};
+    decode_tiles<Format::Q6_K>, decode_tiles<Format::MXFP4>, decode_tiles<Format::F8_E4M3>};
 
 // ---- sums of M x 16 tokens by N panels over one slab; tile registers: 0-1 tokens, 2-3 panels, 4-7 sums
 template <int M, int N>
@@ -145,7 +146,7 @@ INLINE void multiply_panels(const PanelOf *panels, int n_panels, const Matmul &m
       float *const to[2] = {sums + (int64_t)i * MATMUL_TOKENS * PANEL, sums + (int64_t)(i + 1) * MATMUL_TOKENS * PANEL};
       for (int j = 0; j < n; j++) {
         const Weight &w = *panels[i + j].w;
-        DECODE_TILES[(int)w.format](w.data + panels[i + j].panel * w.panel_size(), b, n_tiles, slab + j * TILE_ELEMS);
+        DECODE_TILES[(int)w.format](w.data + panels[i + j].panel * w.panel_size(), w.n_cols, b, n_tiles, slab + j * TILE_ELEMS);
       }
       (n == 2 ? multiply_slab<2> : multiply_slab<1>)(slab, *m.x, b, n_tiles, m.n_tokens, to);
     }

@@ -1,6 +1,7 @@
 // Attention over the paged KV cache, one KV head and one split of 256 positions at a time.
 //
 // The query heads that share a KV head are rows of one small product, so every key and value is read once for all of them.
+// Latents (MLA) are both keys and values: one row per token, all heads alike.
 // A split's boundaries are absolute positions and a row's own arithmetic does not depend on the other rows, so prefill,
 // decode, any chunking and any number of threads give the same bits.
 #pragma once
@@ -15,24 +16,29 @@ INLINE const uint16_t *head_block(const Attention &a, int64_t pos) {
   return a.kv + a.blocks[pos / KV_BLOCK] * a.block_elems + a.head_offset;
 }
 INLINE const float *query_row(const Attention &a, int row) {
-  return a.q + row / a.n_group * a.q_stride + (int64_t)(row % a.n_group) * a.head_dim;
+  return a.q + row / a.n_group * a.q_stride + (int64_t)(row % a.n_group) * a.k_dim;
+}
+// Values, or latents, of the pair of tokens that `pos` is in: [row width / 16][2][16].
+INLINE const uint16_t *value_pair(const Attention &a, int64_t pos) {
+  const int64_t width = a.latent ? a.k_dim : a.v_dim;
+  return head_block(a, pos) + (a.latent ? 0 : (int64_t)KV_BLOCK * a.k_dim) + pos % KV_BLOCK / 2 * width * 2;
 }
 
 // scores[r][pos - split start] for 16 positions from `pos` (a multiple of 16) and R rows from row0; the last is before `end`
 template <int R> INLINE void score_panel(const Attention &a, int64_t pos, int64_t end, int row0, float *scores) {
-  const uint16_t *keys = head_block(a, pos) + pos % KV_BLOCK / 16 * a.head_dim * 16;
-  // What comes next, and is as long: these positions' values, and the keys of the next 16.
-  const uint16_t *values = keys + (int64_t)KV_BLOCK * a.head_dim, *next = pos + 16 < end ? head_block(a, pos + 16) : keys;
-  next += (pos + 16) % KV_BLOCK / 16 * a.head_dim * 16;
+  const uint16_t *keys = head_block(a, pos) + pos % KV_BLOCK / 16 * a.k_dim * 16;
+  // What comes next, and is about as long: these positions' values, and the keys of the next 16.
+  const uint16_t *values = keys + (int64_t)KV_BLOCK * a.k_dim, *next = pos + 16 < end ? head_block(a, pos + 16) : keys;
+  next += (pos + 16) % KV_BLOCK / 16 * a.k_dim * 16;
   const float *q[R];
   f32x16 acc[R];
   for (int r = 0; r < R; r++) q[r] = query_row(a, row0 + r), acc[r] = splat(0);
-  for (int d = 0; d < a.head_dim; d += 2) {
+  for (int d = 0; d < a.k_dim; d += 2) {
     __builtin_prefetch(next + d * 16);
     __builtin_prefetch(values + d * 16);
-    const i16x32 pair = load_words(keys + d * 16);
-    for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(pair), splat(q[r][d]), acc[r]);
-    for (int r = 0; r < R; r++) acc[r] = fma(bf16_odd(pair), splat(q[r][d + 1]), acc[r]);
+    const f32x16 first = load_f16(keys + d * 16), second = load_f16(keys + d * 16 + 16);
+    for (int r = 0; r < R; r++) acc[r] = fma(first, splat(q[r][d]), acc[r]);
+    for (int r = 0; r < R; r++) acc[r] = fma(second, splat(q[r][d + 1]), acc[r]);
   }
   const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int r = 0; r < R; r++) {
@@ -41,6 +47,25 @@ template <int R> INLINE void score_panel(const Attention &a, int64_t pos, int64_
     if (pos + 15 > query) s = select_less(splat((float)(query - pos)), load(lanes), splat(MASKED), s);
     if (a.window && pos <= query - a.window) s = select_less(load(lanes), splat((float)(query - a.window + 1 - pos)), splat(MASKED), s);
     store(scores + (int64_t)(row0 + r) * KV_SPLIT + pos % KV_SPLIT, s);
+  }
+}
+
+// The same for latents, two positions at a time, of which one may lie past `end`.
+template <int R> INLINE void score_latents(const Attention &a, int64_t pos, int64_t end, int row0, float *scores) {
+  const uint16_t *pair = value_pair(a, pos);
+  const float *q[R];
+  f32x16 even[R], odd[R];
+  for (int r = 0; r < R; r++) q[r] = query_row(a, row0 + r), even[r] = splat(0), odd[r] = splat(0);
+  for (int d = 0; d < a.k_dim; d += 16, pair += 32) {
+    __builtin_prefetch(pair + 2 * a.k_dim);
+    const f32x16 first = load_f16(pair), second = load_f16(pair + 16);
+    for (int r = 0; r < R; r++) even[r] = fma(first, load(q[r] + d), even[r]), odd[r] = fma(second, load(q[r] + d), odd[r]);
+  }
+  for (int r = 0; r < R; r++) {
+    const int64_t query = a.first_pos + (row0 + r) / a.n_group, last = query < end - 1 ? query : end - 1;
+    float *to = scores + (int64_t)(row0 + r) * KV_SPLIT + pos % KV_SPLIT;
+    to[0] = pos > last ? MASKED : reduce_add(even[r]) * a.scale;
+    to[1] = pos + 1 > last ? MASKED : reduce_add(odd[r]) * a.scale;
   }
 }
 
@@ -62,33 +87,46 @@ template <int R> INLINE void weigh_values(const Attention &a, const float *score
   f32x16 acc[R];
   for (int r = 0; r < R; r++) acc[r] = splat(0);
   const float *p = scores + (int64_t)row0 * KV_SPLIT;
+  const int64_t width = a.latent ? a.k_dim : a.v_dim;
   for (int64_t block = begin; block < end; block = (block / KV_BLOCK + 1) * KV_BLOCK) {
     const int64_t block_end = (block / KV_BLOCK + 1) * KV_BLOCK < end ? (block / KV_BLOCK + 1) * KV_BLOCK : end;
-    const uint16_t *values = head_block(a, block) + (int64_t)KV_BLOCK * a.head_dim + block % KV_BLOCK * a.head_dim + d * 2;
+    const uint16_t *values = value_pair(a, block) + d * 2;
     const float *weight = p + block % KV_SPLIT;
     int64_t pos = block;
-    for (; pos + 1 < block_end; pos += 2, values += 2 * a.head_dim, weight += 2) {
-      const i16x32 pair = load_words(values);
-      for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(pair), splat(weight[r * KV_SPLIT]), acc[r]);
-      for (int r = 0; r < R; r++) acc[r] = fma(bf16_odd(pair), splat(weight[r * KV_SPLIT + 1]), acc[r]);
+    for (; pos + 1 < block_end; pos += 2, values += 2 * width, weight += 2) {
+      const f32x16 first = load_f16(values), second = load_f16(values + 16);
+      for (int r = 0; r < R; r++) acc[r] = fma(first, splat(weight[r * KV_SPLIT]), acc[r]);
+      for (int r = 0; r < R; r++) acc[r] = fma(second, splat(weight[r * KV_SPLIT + 1]), acc[r]);
     }
     if (pos < block_end)  // the slot after the last token may hold anything
-      for (int r = 0; r < R; r++) acc[r] = fma(bf16_even(load_words(values)), splat(weight[r * KV_SPLIT]), acc[r]);
+      for (int r = 0; r < R; r++) acc[r] = fma(load_f16(values), splat(weight[r * KV_SPLIT]), acc[r]);
   }
-  for (int r = 0; r < R; r++) store(out + (int64_t)(row0 + r) * a.head_dim + d, acc[r]);
+  for (int r = 0; r < R; r++) store(out + (int64_t)(row0 + r) * a.v_dim + d, acc[r]);
+}
+
+// Two rows at a time, which is what 16 registers hold of them.
+template <int R> INLINE void score_some_latents(const Attention &a, int64_t pos, int64_t end, int row0, float *scores) {
+  for (int r = 0; r + 1 < R; r += 2) score_latents<2>(a, pos, end, row0 + r, scores);
+  if constexpr (R % 2) score_latents<1>(a, pos, end, row0 + R - 1, scores);
 }
 
 template <int R> INLINE void attend_rows(const Attention &a, int64_t begin, int64_t end, int row0, float *scores, const SoftmaxState &part) {
-  for (int64_t pos = begin; pos < end; pos += 16) score_panel<R>(a, pos, end, row0, scores);
   const int64_t first = begin % KV_SPLIT, last = first + (end - begin + 15) / 16 * 16;
+  if (a.latent)
+    for (int64_t pos = begin; pos < end; pos += 2) score_some_latents<R>(a, pos, end, row0, scores);
+  else
+    for (int64_t pos = begin; pos < end; pos += 16) score_panel<R>(a, pos, end, row0, scores);
+  if (a.latent)
+    for (int r = row0; r < row0 + R; r++)
+      for (int64_t i = first + (end - begin + 1) / 2 * 2; i < last; i++) scores[(int64_t)r * KV_SPLIT + i] = MASKED;
   for (int r = row0; r < row0 + R; r++) softmax_row(scores + (int64_t)r * KV_SPLIT, first, last, part.max + r, part.sum + r);
-  for (int d = 0; d < a.head_dim; d += 16) weigh_values<R>(a, scores, begin, end, row0, d, part.out);
+  for (int d = 0; d < a.v_dim; d += 16) weigh_values<R>(a, scores, begin, end, row0, d, part.out);
 }
 
 INLINE void attend_nothing(const Attention &a, int row0, int n, const SoftmaxState &part) {
   for (int r = row0; r < row0 + n; r++) {
     part.max[r] = MASKED, part.sum[r] = 0;
-    memset(part.out + (int64_t)r * a.head_dim, 0, a.head_dim * sizeof(float));
+    memset(part.out + (int64_t)r * a.v_dim, 0, a.v_dim * sizeof(float));
   }
 }
 
@@ -120,20 +158,20 @@ INLINE float exp_one(float x) {
   return v[0];
 }
 
-void merge_split(const SoftmaxState &state, const SoftmaxState &part, int rows, int head_dim) {
+void merge_split(const SoftmaxState &state, const SoftmaxState &part, int rows, int v_dim) {
   for (int r = 0; r < rows; r++) {
     if (part.sum[r] == 0) continue;
     const float m = state.max[r] > part.max[r] ? state.max[r] : part.max[r];
     const float old_scale = exp_one(state.max[r] - m), new_scale = exp_one(part.max[r] - m);
-    float *out = state.out + (int64_t)r * head_dim;
-    const float *in = part.out + (int64_t)r * head_dim;
-    for (int d = 0; d < head_dim; d += 16) store(out + d, fma(load(out + d), splat(old_scale), load(in + d) * splat(new_scale)));
+    float *out = state.out + (int64_t)r * v_dim;
+    const float *in = part.out + (int64_t)r * v_dim;
+    for (int d = 0; d < v_dim; d += 16) store(out + d, fma(load(out + d), splat(old_scale), load(in + d) * splat(new_scale)));
     state.sum[r] = __builtin_fmaf(state.sum[r], old_scale, part.sum[r] * new_scale);
     state.max[r] = m;
   }
 }
 
-void finish_rows(const SoftmaxState &state, const float *sinks, int rows, int n_group, int head_dim, float *out, int64_t out_stride) {
+void finish_rows(const SoftmaxState &state, const float *sinks, int rows, int n_group, int v_dim, float *out, int64_t out_stride) {
   for (int r = 0; r < rows; r++) {
     float total = state.sum[r], seen = 1;
     if (sinks) {
@@ -142,8 +180,8 @@ void finish_rows(const SoftmaxState &state, const float *sinks, int rows, int n_
       total = __builtin_fmaf(total, seen, exp_one(sink - m));
     }
     const f32x16 factor = splat(seen), sum = splat(total);
-    float *to = out + r / n_group * out_stride + (int64_t)(r % n_group) * head_dim;
-    for (int d = 0; d < head_dim; d += 16) store(to + d, load(state.out + (int64_t)r * head_dim + d) * factor / sum);
+    float *to = out + r / n_group * out_stride + (int64_t)(r % n_group) * v_dim;
+    for (int d = 0; d < v_dim; d += 16) store(to + d, load(state.out + (int64_t)r * v_dim + d) * factor / sum);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <map>
 #include <stdexcept>
 
 #include "dispatch.h"
@@ -71,9 +72,12 @@ Source source_of(const Weight &w, int format, const Rows &rows, const std::optio
     require(rows.shape(1) == (size_t)(w.n_cols / s.span * s.source_bytes), "row bytes do not fit the format");
     return {(Format)format, rows.data(), (size_t)rows.stride(0), nullptr, 0};
   }
-  require((Format)format == Format::MXFP4 && rows.shape(1) == (size_t)(w.n_cols / 2), "row bytes do not fit MXFP4 with scales apart");
-  require(scales->shape(0) == rows.shape(0) && scales->shape(1) == (size_t)(w.n_cols / BLOCK) && scales->stride(1) == 1, "scales do not fit");
-  return {Format::MXFP4, rows.data(), (size_t)rows.stride(0), scales->data(), (size_t)scales->stride(0)};
+  const bool f8 = (Format)format == Format::F8_E4M3;
+  require(f8 || (Format)format == Format::MXFP4, "scales apart are of MXFP4 and F8_E4M3");
+  require(rows.shape(1) == (size_t)(f8 ? w.n_cols : w.n_cols / 2), "row bytes do not fit the format with scales apart");
+  const size_t scale_bytes = f8 ? (size_t)(w.n_cols + 127) / 128 * sizeof(float) : (size_t)(w.n_cols / BLOCK);
+  require(scales->shape(0) == rows.shape(0) && scales->shape(1) == scale_bytes && scales->stride(1) == 1, "scales do not fit");
+  return {(Format)format, rows.data(), (size_t)rows.stride(0), scales->data(), (size_t)scales->stride(0)};
 }
 
 // Packs panels [first, last) of matrices, each from (format, rows, scales), in one go: the GIL is let go, and the workers are
@@ -125,7 +129,8 @@ struct Recorded {
   std::vector<In<float, 1>> vectors;
   std::vector<In<float, 2>> matrices;
   std::vector<Rows> tables;
-  int64_t kv_elems = 0;  // bf16 elements of a KV block that the attention operations reach
+  std::map<int64_t, int> scratches;  // buffers by width
+  int64_t kv_elems = 0;  // f16 elements of a KV block that the attention operations reach
   int64_t vocab = 0, n_embeddings = 0;
 
   Recorded(std::shared_ptr<Pool> pool, const std::string &isa) : program(std::move(pool), runnable(isa)) {}
@@ -182,9 +187,12 @@ struct Recorded {
     program.add({.kind = Step::LINEAR, .linear = op});
   }
   // Scores of experts to a choice of k; the result is the routing that the experts' operations name.
-  int route(int in, int n_experts, int k) {
+  int route(int in, int n_experts, int k, bool sigmoid, bool normalised, float scale, const Vector &bias, int n_groups, int n_kept_groups,
+            int group_best) {
     require(0 < k && k <= n_experts && program.width(in) == n_experts, "one score per expert, and at most as many chosen");
-    const int routing = program.add_routing(n_experts, k);
+    require(0 < n_groups && n_experts % n_groups == 0 && 0 < group_best && group_best <= n_experts / n_groups, "groups do not fit the experts");
+    require(0 < n_kept_groups && n_kept_groups <= n_groups && k <= n_experts / n_groups * n_kept_groups, "too few groups to choose from");
+    const int routing = program.add_routing(n_experts, k, {sigmoid, normalised, scale, keep(bias, n_experts), n_groups, n_kept_groups, group_best});
     program.add({.kind = Step::ROUTE, .route = {in, routing}});
     return routing;
   }
@@ -218,14 +226,55 @@ struct Recorded {
     require(program.width(out) == downs[0]->weight.n_rows, "the output has the experts' rows");
     program.add({.kind = Step::COMBINE, .experts = op});
   }
-  void attention(int q, int k, int v, int out, int64_t kv_offset, int n_heads, int n_kv_heads, int head_dim, int window, int rope,
+  void attention(int q, int k, int v, int out, int64_t kv_offset, int n_heads, int n_kv_heads, int k_dim, int v_dim, int window, int rope,
                  float scale, const Vector &sinks, const Vector &q_norm, float q_eps, const Vector &k_norm, float k_eps) {
     require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && n_heads / n_kv_heads <= MAX_ROWS, "unsupported grouping of heads");
-    require(head_dim % 16 == 0 && head_dim <= MAX_HEAD_DIM, "head size must be a multiple of 16 and at most 256");
-    kv_elems = std::max(kv_elems, kv_offset + (int64_t)n_kv_heads * 2 * KV_BLOCK * head_dim);
+    require(is_head_size(k_dim) && is_head_size(v_dim), "head sizes must be multiples of 16 and at most 256");
+    kv_elems = std::max(kv_elems, kv_offset + (int64_t)n_kv_heads * KV_BLOCK * (k_dim + v_dim));
     program.add({.kind = Step::ATTENTION,
-                 .attention = {q, k, v, out, kv_offset, n_heads, n_kv_heads, head_dim, window, rope, scale, keep(sinks, n_heads),
-                               keep(q_norm, head_dim), q_eps, keep(k_norm, head_dim), k_eps}});
+                 .attention = {q, k, v, out, kv_offset, n_heads, n_kv_heads, k_dim, v_dim, window, false, rope, scale, keep(sinks, n_heads),
+                               keep(q_norm, k_dim), q_eps, keep(k_norm, k_dim), k_eps}});
+  }
+  // A buffer for use within one operation, which the next one with the same need takes over.
+  int scratch(int64_t width) {
+    const auto [at, is_new] = scratches.try_emplace(width, 0);
+    if (is_new) at->second = program.add_buffer(width);
+    return at->second;
+  }
+  static bool is_head_size(int64_t n) { return n > 0 && n % 16 == 0 && n <= MAX_HEAD_DIM; }
+  // The heads' matrices, all of one shape, and the forms of activations that they take.
+  int keep_heads(const std::vector<PackedPtr> &heads, size_t n, int64_t n_rows, int64_t n_cols, std::vector<Weight> &to) {
+    require(heads.size() == n, "a matrix for every head");
+    int forms = 0;
+    for (const PackedPtr &w : heads) {
+      require(w->weight.n_rows == n_rows && w->weight.n_cols == n_cols, "a head's matrix has the wrong shape");
+      forms |= form_of(w->weight);
+      to.push_back(keep(w));
+    }
+    return forms;
+  }
+  void attention_of_latents(int q, int latent, int out, int64_t kv_offset, const Vector &norm, float eps, const std::vector<PackedPtr> &keys,
+                            const std::vector<PackedPtr> &queries, const std::vector<PackedPtr> &values, int rope, float scale) {
+    require(!keys.empty() && !values.empty(), "no heads");
+    const int n_heads = (int)keys.size();
+    const int64_t k_dim = keys[0]->weight.n_rows, rank = keys[0]->weight.n_cols, v_dim = values[0]->weight.n_rows;
+    const int64_t rotated = program.width(latent) - rank;
+    require(rank % 16 == 0 && rank <= MAX_LATENT && rotated > 0 && rotated == program.rotated(rope), "the latent has the wrong size");
+    require(is_head_size(k_dim + rotated) && rotated % 16 == 0 && is_head_size(v_dim), "head sizes must be multiples of 16 and at most 256");
+    require(program.width(q) == n_heads * (k_dim + rotated) && program.width(out) == n_heads * v_dim, "queries or outputs do not fit the heads");
+    LatentOp op{q, latent, out, (int)rank, (int)rotated, (int)k_dim, (int)v_dim, keep(norm, rank), eps, {}, {}, {}, 0, 0, 0, {}};
+    require(op.norm, "no weight of the latent's norm");
+    op.plain_forms = keep_heads(keys, n_heads, k_dim, rank, op.keys);
+    op.query_forms = keep_heads(queries, n_heads, rank, k_dim, op.queries);
+    op.value_forms = keep_heads(values, n_heads, v_dim, rank, op.values);
+    op.plain_forms |= op.value_forms;
+    int together = 8;  // heads that share a pass over the latents; more would leave workers idle
+    while (n_heads % together) together /= 2;
+    const int row = (int)(rank + rotated), absorbed = scratch(n_heads * row), weighted = scratch(n_heads * rank);
+    op.absorbed = {absorbed, -1, -1, weighted, kv_offset, n_heads, n_heads / together, row, (int)rank, 0, true, rope, scale,
+                   nullptr, nullptr, 0, nullptr, 0};
+    kv_elems = std::max(kv_elems, kv_offset + (int64_t)KV_BLOCK * row);
+    program.add({.kind = Step::LATENT, .latent = op});
   }
   void head(int in, const Vector &norm, float eps, const PackedPtr &w) {
     LinearOp op = linear_op(in, norm, eps, w);
@@ -295,6 +344,7 @@ NB_MODULE(_kernels, m) {
   m.attr("KV_BLOCK") = KV_BLOCK;
   m.attr("PANEL") = PANEL;
   m.attr("MAX_HEAD_DIM") = MAX_HEAD_DIM;
+  m.attr("MAX_LATENT") = MAX_LATENT;
   m.attr("MAX_GROUP") = MAX_ROWS;
   m.def("levels", [] {
     std::vector<std::tuple<std::string, bool, std::string>> rows;
@@ -321,14 +371,16 @@ NB_MODULE(_kernels, m) {
   nb::class_<Recorded>(m, "Program")
       .def(nb::init<std::shared_ptr<Pool>, const std::string &>(), "pool"_a, "isa"_a)
       .def("buffer", [](Recorded &r, int64_t width) { return r.program.add_buffer(width); })
-      .def("rope", [](Recorded &r, std::vector<double> inverse, double scale) { return r.program.add_rope(std::move(inverse), scale); })
+      .def("rope", [](Recorded &r, std::vector<double> inverse, double scale, bool interleaved) { return r.program.add_rope(std::move(inverse), scale, interleaved); })
       .def("embed", &Recorded::embed)
       .def("embed_rows", &Recorded::embed_rows)
       .def("linear", &Recorded::linear, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("gated", &Recorded::gated, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def("attention", &Recorded::attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-           nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg().none(), nb::arg())
-      .def("route", &Recorded::route)
+           nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg().none(), nb::arg())
+      .def("attention_of_latents", &Recorded::attention_of_latents)
+      .def("route", &Recorded::route, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
+           nb::arg())
       .def("experts", &Recorded::experts, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
            nb::arg().none(), nb::arg().none(), nb::arg())
       .def("combine", &Recorded::combine, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())

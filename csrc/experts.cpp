@@ -10,10 +10,40 @@
 
 namespace {
 constexpr int FEW_TOKENS = 16;  // routed by one worker: cheaper than meeting at a barrier
+
+// A rank that is no number comes last; as a weight it then spoils the token's result, as it must.
+bool is_better(float a, float b) { return a > b || (std::isnan(b) && !std::isnan(a)); }
+
+// The index of the largest of n, the first of equals; none that is among the `n_taken` indices `taken`.
+int best_of(const float *ranks, int n, const int *taken, int n_taken) {
+  int best = -1;
+  for (int i = 0; i < n; i++)
+    if ((best < 0 || is_better(ranks[i], ranks[best])) && std::find(taken, taken + n_taken, i) == taken + n_taken) best = i;
+  return best;
+}
+
+// The sum of the `n` largest of `size`.
+float sum_of_best(const float *ranks, int size, int n) {
+  std::vector<float> best(ranks, ranks + size);
+  std::partial_sort(best.begin(), best.begin() + n, best.end(), is_better);
+  float sum = 0;
+  for (int i = 0; i < n; i++) sum += best[i];
+  return sum;
+}
+
+// Ranks -infinity for all experts outside the best groups.
+void keep_best_groups(const Gating &gating, std::vector<float> &ranks, std::vector<float> &groups) {
+  const int n = gating.n_groups, size = (int)ranks.size() / n;
+  for (int g = 0; g < n; g++) groups[g] = sum_of_best(ranks.data() + g * size, size, gating.group_best);
+  std::vector<int> kept(gating.n_kept_groups);
+  for (int i = 0; i < gating.n_kept_groups; i++) kept[i] = best_of(groups.data(), n, kept.data(), i);
+  for (int g = 0; g < n; g++)
+    if (std::find(kept.begin(), kept.end(), g) == kept.end()) std::fill_n(ranks.begin() + g * size, size, -INFINITY);
+}
 }  // namespace
 
-int Program::add_routing(int n_experts, int k) {
-  routings_.push_back({n_experts, k, {}, {}, {}, {}, {}, {}});
+int Program::add_routing(int n_experts, int k, const Gating &gating) {
+  routings_.push_back({n_experts, k, gating, {}, {}, {}, {}, {}, {}});
   return (int)routings_.size() - 1;
 }
 
@@ -44,28 +74,35 @@ void Program::route(const RouteOp &op, const BatchView &batch, int worker) {
   Routing &r = routings_[op.routing];
   const bool few = batch.n_tokens <= FEW_TOKENS;
   for (int t = 0; t < batch.n_tokens; t++)
-    if (few ? worker == 0 : t % pool_->size() == worker) choose(row(op.in, t), r, t);
+    if (few ? worker == 0 : t % pool_->size() == worker) choose(row(op.in, t), r, t, workers_[worker]);
   if (!few) pool_->barrier().wait();
   if (worker == 0) group(r, batch.n_tokens * r.k);
 }
 
-// The k experts of the highest scores, the first of equals, and the softmax over those k.
-void Program::choose(const float *scores, Routing &r, int token) const {
+// The k best experts, and their weights.
+void Program::choose(const float *scores, Routing &r, int token, Worker &worker) const {
+  const Gating &gating = r.gating;
+  const auto sigmoid = [](float x) { return 1 / (1 + std::exp(-x)); };
+  // Ranked by scores where their order is that of what they become, which rounding could make equal.
+  const bool by_scores = !gating.bias && gating.group_best == 1;
+  const float most_of_all = *std::max_element(scores, scores + r.n_experts);
+  float sum_of_all = 0;
+  if (!gating.sigmoid && !(by_scores && gating.normalised))
+    for (int e = 0; e < r.n_experts; e++) sum_of_all += std::exp(scores[e] - most_of_all);
+  const auto share = [&](int e) { return gating.sigmoid ? sigmoid(scores[e]) : std::exp(scores[e] - most_of_all) / sum_of_all; };
+
+  std::vector<float> &ranks = worker.ranks;
+  ranks.resize(r.n_experts), worker.groups.resize(gating.n_groups);
+  for (int e = 0; e < r.n_experts; e++) ranks[e] = by_scores ? scores[e] : share(e) + (gating.bias ? gating.bias[e] : 0);
+  if (gating.n_groups > 1) keep_best_groups(gating, ranks, worker.groups);
+
   int *chosen = r.expert.data() + (int64_t)token * r.k;
-  float *weight = r.weight.data() + (int64_t)token * r.k;
-  for (int i = 0; i < r.k; i++) {
-    int best = -1;
-    for (int e = 0; e < r.n_experts; e++) {
-      if (std::find(chosen, chosen + i, e) != chosen + i) continue;
-      // A score that is no number comes last; as a weight it then spoils the token's result, as it must.
-      if (best < 0 || scores[e] > scores[best] || (std::isnan(scores[best]) && !std::isnan(scores[e]))) best = e;
-    }
-    chosen[i] = best, weight[i] = scores[best];
-  }
-  const float most = weight[0];
-  float total = 0;
-  for (int i = 0; i < r.k; i++) total += weight[i] = std::exp(weight[i] - most);
-  for (int i = 0; i < r.k; i++) weight[i] /= total;
+  float *weight = r.weight.data() + (int64_t)token * r.k, total = 0;
+  for (int i = 0; i < r.k; i++) chosen[i] = best_of(ranks.data(), r.n_experts, chosen, i);
+  const bool among_chosen = !gating.sigmoid && gating.normalised;  // then the sum over all cancels
+  for (int i = 0; i < r.k; i++) total += weight[i] = among_chosen ? std::exp(scores[chosen[i]] - scores[chosen[0]]) : share(chosen[i]);
+  const float factor = gating.scale / (gating.normalised ? total + 1e-20f : 1);
+  for (int i = 0; i < r.k; i++) weight[i] *= factor;
 }
 
 // Orders the pairs by expert, those of the matrix unit apart, and cuts them into runs.

@@ -4,6 +4,7 @@
 // every vector belongs to row r and no kernel ever adds across lanes.
 //
 //   float panel     F32, F16: for each k, 16 values.   BF16: for each pair of k, 16 x (value k, value k + 1).
+//                   F8_E4M3: float32 scales of 128 columns each, up to a multiple of 64 bytes; then for each k, 16 values.
 //   integer panel   for each span of `span` columns (32, or 256 for the K-quants): code planes | scales
 //     code planes   per 32 columns, for each plane width B of `bits` = 8, or a sum of 4, 2, 1: B vectors of 64 bytes. A vector
 //                   holds two 16-bit words h = 0, 1 per row, a word 16 / B fields; field f of word h of vector j belongs to
@@ -20,7 +21,7 @@
 // Target files include this header at raised instruction sets. Always inlined, so that no such copy reaches the linker.
 #define FLOOR inline __attribute__((always_inline))
 
-enum class Format : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, MXFP4, COUNT };
+enum class Format : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, MXFP4, F8_E4M3, COUNT };
 
 constexpr int PANEL = 16;  // output rows in a panel
 constexpr int BLOCK = 32;  // columns that share one activation scale
@@ -34,6 +35,7 @@ struct Scheme {
   int zero;         // log2 of the code that stands for 0, or -1
   bool e2m1;        // stored codes are e2m1 numbers: a table gives twice their value plus `zero`, and scales are powers of two
   int source_bytes; // bytes per `span` columns of one row in the file
+  int shared = 0;   // columns of all rows of a panel that share a float32 scale, stored before the panel's values; 0: no scales
 };
 
 constexpr Scheme SCHEMES[(int)Format::COUNT] = {
@@ -51,6 +53,7 @@ constexpr Scheme SCHEMES[(int)Format::COUNT] = {
     /* Q5_K  */ {true, 5, 256, 32, true, -1, false, 176},
     /* Q6_K  */ {true, 6, 256, 16, false, 5, false, 210},
     /* MXFP4 */ {true, 4, 32, 32, false, 4, true, 17},
+    /* F8    */ {false, 8, 1, 1, false, -1, false, 1, 128},
 };
 
 FLOOR constexpr const Scheme &scheme(Format f) { return SCHEMES[(int)f]; }
@@ -65,10 +68,13 @@ FLOOR constexpr size_t scale_bytes(const Scheme &s) {
 FLOOR constexpr size_t record_bytes(const Scheme &s) {
   return s.integer ? code_bytes(s) + scale_bytes(s) : (size_t)s.bits / 8 * PANEL;
 }
+FLOOR constexpr size_t shared_scale_bytes(const Scheme &s, size_t n_cols) {
+  return s.shared ? ((n_cols + s.shared - 1) / s.shared * sizeof(float) + 63) / 64 * 64 : 0;
+}
 FLOOR constexpr size_t panel_bytes(const Scheme &s, size_t n_cols) {
   // BF16 panels hold pairs of columns: an odd width is padded with a zero column.
   const size_t cols = s.integer || s.bits == 32 ? n_cols : (n_cols + 1) / 2 * 2;
-  return cols / s.span * record_bytes(s);
+  return shared_scale_bytes(s, n_cols) + cols / s.span * record_bytes(s);
 }
 
 static_assert(record_bytes(SCHEMES[(int)Format::Q4_0]) == 16 * 18, "Q4_0 packs without overhead");

@@ -170,12 +170,17 @@ INLINE void dot_blocks(const Source &w, int64_t n_blocks, const Activations &x, 
 template <int T, int L> INLINE void dot_column(f32x16 w, const float *a, f32x16 (&acc)[T]) {
   for (int t = 0; t < T; t++) acc[t] = fma(w, splat(a[t]), acc[t]);
 }
-template <Format F> INLINE f32x16 float_column(const uint8_t *panel, int64_t k) {
-  if constexpr (F == Format::F32) return load((const float *)panel + k * PANEL);
-  if constexpr (F == Format::F16) return load_f16((const uint16_t *)panel + k * PANEL);
-  const i16x32 pair = load_words(panel + k / 2 * 64);
-  return k & 1 ? bf16_odd(pair) : bf16_even(pair);
-}
+template <Format F> struct FloatPanel {
+  const uint8_t *panel, *values;
+  INLINE FloatPanel(const uint8_t *panel, int64_t n_cols) : panel(panel), values(panel + shared_scale_bytes(S<F>, (size_t)n_cols)) {}
+  INLINE f32x16 column(int64_t k) const {
+    if constexpr (F == Format::F32) return load((const float *)values + k * PANEL);
+    if constexpr (F == Format::F16) return load_f16((const uint16_t *)values + k * PANEL);
+    if constexpr (F == Format::F8_E4M3) return load_f8(values + k * PANEL) * splat(((const float *)panel)[k / S<F>.shared]);
+    const i16x32 pair = load_words(values + k / 2 * 64);
+    return k & 1 ? bf16_odd(pair) : bf16_even(pair);
+  }
+};
 
 // ---- one panel for all tokens; sums: [n_tokens, 16]. Unused lanes of the last group are computed and ignored.
 template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel, const Activations &x, float *sums) {
@@ -184,12 +189,13 @@ template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel,
   if constexpr (S<F>.integer) {
     dot_blocks<F, T, L>(Packed<F>{panel}, x.n_cols / BLOCK, x, 0, 0, acc);
   } else {
+    const FloatPanel<F> w(panel, x.n_cols);
     for (int64_t k = 0; k + 1 < x.n_cols; k += 2) {
-      __builtin_prefetch(panel + k * record_bytes(S<F>) + PREFETCH_AHEAD);
-      dot_column<T, L>(float_column<F>(panel, k), x.values + k * L, acc);
-      dot_column<T, L>(float_column<F>(panel, k + 1), x.values + (k + 1) * L, acc);
+      __builtin_prefetch(w.values + k * record_bytes(S<F>) + PREFETCH_AHEAD);
+      dot_column<T, L>(w.column(k), x.values + k * L, acc);
+      dot_column<T, L>(w.column(k + 1), x.values + (k + 1) * L, acc);
     }
-    if (x.n_cols & 1) dot_column<T, L>(float_column<F>(panel, x.n_cols - 1), x.values + (x.n_cols - 1) * L, acc);
+    if (x.n_cols & 1) dot_column<T, L>(w.column(x.n_cols - 1), x.values + (x.n_cols - 1) * L, acc);
   }
   for (int t = 0; t < T; t++) store(sums + t * PANEL, acc[t]);
 }
@@ -216,7 +222,7 @@ template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x,
     if constexpr (S<F>.integer)
       slab.decode(Packed<F>{panel}, k0 / BLOCK, cols / BLOCK);
     else
-      for (int64_t k = 0; k < cols; k++) store(floats + k * PANEL, float_column<F>(panel, k0 + k));
+      for (int64_t k = 0; k < cols; k++) store(floats + k * PANEL, FloatPanel<F>(panel, x.n_cols).column(k0 + k));
     slab.next = panel + (k0 + cols) / BLOCK * BLOCK_BYTES<F>;
     for (int t = 0; t < n_tokens; t += LANES, slab.next = nullptr) slab_tokens<F>(slab, floats, k0, cols, x, t, sums);
   }
@@ -235,7 +241,7 @@ constexpr PanelProduct PANEL_PRODUCTS[(int)Format::COUNT] = {
     panel_product<Format::F32>,  panel_product<Format::F16>,  panel_product<Format::BF16>, panel_product<Format::Q8_0>,
     panel_product<Format::Q4_0>, panel_product<Format::Q4_1>, panel_product<Format::Q5_0>, panel_product<Format::Q5_1>,
     panel_product<Format::Q2_K>, panel_product<Format::Q3_K>, panel_product<Format::Q4_K>, panel_product<Format::Q5_K>,
-    panel_product<Format::Q6_K>, panel_product<Format::MXFP4>};
+    panel_product<Format::Q6_K>, panel_product<Format::MXFP4>, panel_product<Format::F8_E4M3>};
 
 // ---- results of a panel: bias, activation, residual
 INLINE void finish_panel(const Matmul &m, int64_t panel, const float *sums, const float *up_sums) {
@@ -295,7 +301,7 @@ template <Format F> void unpack_row_of(const Weight &w, int64_t row, float *out)
   const int lane = (int)(row % PANEL);
   float v[PANEL];
   if constexpr (!S<F>.integer) {
-    for (int64_t k = 0; k < w.n_cols; k++) store(v, float_column<F>(panel, k)), out[k] = v[lane];
+    for (int64_t k = 0; k < w.n_cols; k++) store(v, FloatPanel<F>(panel, w.n_cols).column(k)), out[k] = v[lane];
   } else {
     const Packed<F> packed{panel};
     for (int64_t b = 0; b < w.n_cols / BLOCK; b++) {
@@ -319,7 +325,7 @@ constexpr UnpackRow UNPACK_ROWS[(int)Format::COUNT] = {
     unpack_row_of<Format::F32>,  unpack_row_of<Format::F16>,  unpack_row_of<Format::BF16>, unpack_row_of<Format::Q8_0>,
     unpack_row_of<Format::Q4_0>, unpack_row_of<Format::Q4_1>, unpack_row_of<Format::Q5_0>, unpack_row_of<Format::Q5_1>,
     unpack_row_of<Format::Q2_K>, unpack_row_of<Format::Q3_K>, unpack_row_of<Format::Q4_K>, unpack_row_of<Format::Q5_K>,
-    unpack_row_of<Format::Q6_K>, unpack_row_of<Format::MXFP4>};
+    unpack_row_of<Format::Q6_K>, unpack_row_of<Format::MXFP4>, unpack_row_of<Format::F8_E4M3>};
 void unpack_row(const Weight &w, int64_t row, float *out) { UNPACK_ROWS[(int)w.format](w, row, out); }
 
 }  // namespace ISA_NAMESPACE

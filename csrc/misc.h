@@ -82,9 +82,14 @@ void norm_heads(float *x, int n_heads, int dim, const float *weight, float eps) 
   }
 }
 
-void rope(float *x, int n_heads, int head_dim, int dim, const float *cos, const float *sin) {
+void rope(float *x, int n_heads, int head_dim, int dim, const float *cos, const float *sin, bool interleaved) {
   const int half = dim / 2;
   for (int h = 0; h < n_heads; h++, x += head_dim) {
+    if (interleaved) {
+      float sorted[MAX_HEAD_DIM];
+      for (int i = 0; i < half; i++) sorted[i] = x[2 * i], sorted[half + i] = x[2 * i + 1];
+      memcpy(x, sorted, (size_t)dim * sizeof(float));
+    }
     int i = 0;
     for (; i + 16 <= half; i += 16) {
       const f32x16 a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
@@ -105,18 +110,27 @@ void add_scaled(float *out, const float *x, float factor, int64_t n) {
   for (; i < n; i++) out[i] = __builtin_fmaf(factor, x[i], out[i]);
 }
 
-// A block holds per KV head: keys as two panels of 16 tokens, [head_dim / 2][16][2], then values, [KV_BLOCK / 2][head_dim][2].
-// Both are the pair order that bf16 dot products and matrix tiles read.
-void append_kv(const float *k, const float *v, uint16_t *block, int slot, int n_heads, int head_dim) {
-  const int64_t panel = (int64_t)head_dim * 16;
-  for (int h = 0; h < n_heads; h++) {
-    uint16_t *keys = block + (int64_t)h * 2 * KV_BLOCK * head_dim + slot / 16 * panel + slot % 16 * 2;
-    uint16_t *values = block + (int64_t)(h * 2 + 1) * KV_BLOCK * head_dim + (int64_t)(slot / 2) * head_dim * 2 + slot % 2;
-    for (int d = 0; d < head_dim; d += 2) {
-      keys[d * 16] = to_bf16(k[h * head_dim + d]);
-      keys[d * 16 + 1] = to_bf16(k[h * head_dim + d + 1]);
+// A block holds per KV head: keys as two panels of 16 tokens, [k_dim][16], then values, [KV_BLOCK / 2][v_dim / 16][2][16], all of
+// them f16. Latents are stored as values are, and nothing beside them.
+void append_latent(const float *latent, uint16_t *block, int slot, int dim) {
+  uint16_t *to = block + (int64_t)(slot / 2) * dim * 2 + slot % 2 * 16;
+  for (int d = 0; d < dim; d += 16) store_kv(to + 2 * d, load(latent + d));
+}
+
+void read_latent(const uint16_t *block, int slot, int dim, float *latent) {
+  const uint16_t *from = block + (int64_t)(slot / 2) * dim * 2 + slot % 2 * 16;
+  for (int d = 0; d < dim; d += 16) store(latent + d, load_f16(from + 2 * d));
+}
+
+void append_kv(const float *k, const float *v, uint16_t *block, int slot, int n_heads, int k_dim, int v_dim) {
+  for (int h = 0; h < n_heads; h++, k += k_dim, v += v_dim, block += (int64_t)KV_BLOCK * (k_dim + v_dim)) {
+    uint16_t *keys = block + (int64_t)(slot / 16) * k_dim * 16 + slot % 16;
+    for (int d = 0; d < k_dim; d += 16, keys += 16 * 16) {
+      uint16_t halves[16];
+      store_kv(halves, load(k + d));
+      for (int i = 0; i < 16; i++) keys[i * 16] = halves[i];
     }
-    for (int d = 0; d < head_dim; d++) values[2 * d] = to_bf16(v[h * head_dim + d]);
+    append_latent(v, block + (int64_t)KV_BLOCK * k_dim, slot, v_dim);
   }
 }
 

@@ -12,7 +12,8 @@ constexpr float MASKED = -1e30f;  // the score of a position that may not be see
 constexpr int KV_BLOCK = 32;    // tokens in a KV block; equals freehold.core.KV_BLOCK
 constexpr int KV_SPLIT = 256;   // tokens whose softmax is computed in one piece; fixed, so results never depend on threads
 constexpr int MAX_ROWS = 32;    // query rows of one attention call
-constexpr int MAX_HEAD_DIM = 256;
+constexpr int MAX_HEAD_DIM = 256;    // of a key or a value
+constexpr int MAX_LATENT = 512;      // of a latent, which stands for the value then; its key is longer by what is rotated
 
 // Activations of one linear operation, in the forms that its weights need.
 //
@@ -57,14 +58,18 @@ struct Matmul {  // out[t, r] (+)= sum_k w[r, k] * x[t, k] + bias[r], or what th
   float alpha, limit;    // only for SWIGLU_CLAMPED
 };
 
-struct Attention {  // causal attention of a few query tokens of one sequence, for one KV head and its n_group query heads
+// Causal attention of a few query tokens of one sequence, for one KV head and its n_group query heads. `latent`: instead of keys
+// and values a block holds one row per token, of which all is the key and the first v_dim numbers are the value.
+struct Attention {
   const float *q;         // [n_tokens, q_stride]; this KV head's query heads start at column 0
   int64_t q_stride;
   const uint16_t *kv;     // this layer's part of block 0
   const int32_t *blocks;  // the sequence's block ids
-  int64_t block_elems;    // bf16 elements from one block to the next
+  int64_t block_elems;    // f16 elements from one block to the next
   int64_t head_offset;    // where this head starts inside the layer's part
-  int head_dim, n_group;
+  int k_dim, v_dim;
+  bool latent;
+  int n_group;
   int n_tokens, first_pos;  // query positions first_pos .. first_pos + n_tokens - 1
   int window;               // 0: everything before; n: the last n positions, itself included
   float scale;
@@ -73,7 +78,7 @@ struct Attention {  // causal attention of a few query tokens of one sequence, f
 // Running softmax of `rows` = n_tokens * n_group query rows: maximum, sum of exponentials, and the output so far.
 struct SoftmaxState {
   float *max, *sum;  // [rows]
-  float *out;        // [rows, head_dim]
+  float *out;        // [rows, v_dim]
 };
 
 struct Kernels {
@@ -84,16 +89,19 @@ struct Kernels {
   void (*unpack_row)(const Weight &, int64_t row, float *out);
   // x[h] = x[h] / rms(x[h]) * weight for n_heads heads of `dim`, each by itself.
   void (*norm_heads)(float *x, int n_heads, int dim, const float *weight, float eps);
-  // Rotates pairs (i, i + dim / 2) of n_heads heads of head_dim, of which dim <= head_dim is even; cos, sin: [dim / 2] for this token.
-  void (*rope)(float *x, int n_heads, int head_dim, int dim, const float *cos, const float *sin);
-  void (*append_kv)(const float *k, const float *v, uint16_t *block, int slot, int n_heads, int head_dim);
+  // Rotates pairs (i, i + dim / 2) of n_heads heads, head_dim apart, the first dim numbers of each; cos, sin: [dim / 2] for this
+  // token. interleaved: pairs (2 i, 2 i + 1), whose results then stand at (i, i + dim / 2).
+  void (*rope)(float *x, int n_heads, int head_dim, int dim, const float *cos, const float *sin, bool interleaved);
+  void (*append_kv)(const float *k, const float *v, uint16_t *block, int slot, int n_heads, int k_dim, int v_dim);
+  void (*append_latent)(const float *latent, uint16_t *block, int slot, int dim);
+  void (*read_latent)(const uint16_t *block, int slot, int dim, float *latent);
   // The softmax of KV positions [split * KV_SPLIT, (split + 1) * KV_SPLIT) alone, unnormalised; scores: [rows, KV_SPLIT].
   void (*attend_split)(const Attention &, int split, float *scores, const SoftmaxState &);
   // state += part, for `rows` rows. Splits are merged in ascending order, whoever computed them.
-  void (*merge_split)(const SoftmaxState &state, const SoftmaxState &part, int rows, int head_dim);
-  // out[row] = state.out / state.sum, row r at out + r / n_group * out_stride + r % n_group * head_dim. sinks: [n_group] scores
+  void (*merge_split)(const SoftmaxState &state, const SoftmaxState &part, int rows, int v_dim);
+  // out[row] = state.out / state.sum, row r at out + r / n_group * out_stride + r % n_group * v_dim. sinks: [n_group] scores
   // that take part in the softmax and have no value, or null.
-  void (*finish_rows)(const SoftmaxState &state, const float *sinks, int rows, int n_group, int head_dim, float *out, int64_t out_stride);
+  void (*finish_rows)(const SoftmaxState &state, const float *sinks, int rows, int n_group, int v_dim, float *out, int64_t out_stride);
   void (*add_scaled)(float *out, const float *x, float factor, int64_t n);  // out += factor * x
   int tile_tokens = 0;  // products of at least so many tokens of one sequence want the tile form; 0: this level has none
 };

@@ -205,6 +205,28 @@ void pack_bf16(const Source &source, int64_t row0, int n_rows, int64_t n_cols, u
   }
 }
 
+// Scales are stored times 2^120, which makes up for what load_f8 leaves out. One that is too large for that, or not the same
+// for all rows, becomes NaN.
+void pack_f8(const Source &source, int64_t row0, int n_rows, int64_t n_cols, uint8_t *panel) {
+  constexpr Scheme s = scheme(Format::F8_E4M3);
+  const auto scale_of = [&](int lane, int64_t block) {
+    float scale = 1;
+    if (source.scales) memcpy(&scale, source.scales + (row0 + lane) * source.scale_stride + block * 4, 4);
+    return scale;
+  };
+  for (int64_t b = 0; b * s.shared < n_cols; b++) {
+    float scale = scale_of(0, b);
+    for (int lane = 1; lane < n_rows; lane++)
+      if (scale_of(lane, b) != scale) scale = NAN;
+    scale *= 0x1p120f;
+    memcpy(panel + b * 4, &scale, 4);
+  }
+  uint8_t *values = panel + shared_scale_bytes(s, (size_t)n_cols);
+  const uint8_t *rows = source.rows + row0 * source.row_bytes;
+  for (int64_t k = 0; k < n_cols; k++)
+    for (int lane = 0; lane < n_rows; lane++) values[k * PANEL + lane] = rows[lane * source.row_bytes + k];
+}
+
 constexpr PackPanel PACKERS[(int)Format::COUNT] = {
     pack_values<uint32_t>,
     pack_values<uint16_t>,
@@ -220,20 +242,33 @@ constexpr PackPanel PACKERS[(int)Format::COUNT] = {
     pack_integers<Format::Q5_K, read_q5_k>,
     pack_integers<Format::Q6_K, read_q6_k>,
     pack_integers<Format::MXFP4, read_mxfp4>,
+    pack_f8,
 };
 
 PackPanel packer(const Source &source, Format to) {
   if (source.format == Format::BF16 && to == Format::Q8_0) return pack_integers<Format::Q8_0, read_bf16_as_q8_0, 64>;
-  return source.scales ? pack_mxfp4_pairs : PACKERS[(int)to];
+  return source.scales && to == Format::MXFP4 ? pack_mxfp4_pairs : PACKERS[(int)to];
 }
 
 }  // namespace
 
 bool can_pack(Format from, Format to) { return from == to || (from == Format::BF16 && to == Format::Q8_0); }
 
-// Whether no scale of a packed MXFP4 panel is 255. Looked at here, because here it is in the cache anyway.
-bool scales_are_numbers(const Weight &w, const uint8_t *panel) {
+// Whether no scale of a packed MXFP4 panel is 255, and no scale and no value of a packed F8_E4M3 panel is NaN or infinite.
+// Looked at here, because here it is in the cache anyway.
+bool all_are_numbers(const Weight &w, const uint8_t *panel) {
   const Scheme &s = scheme(w.format);
+  if (s.shared) {
+    for (int64_t b = 0; b * s.shared < w.n_cols; b++) {
+      float scale;
+      memcpy(&scale, panel + b * 4, 4);
+      if (!std::isfinite(scale)) return false;
+    }
+    bool ok = true;
+    const size_t first = shared_scale_bytes(s, (size_t)w.n_cols), last = w.panel_size();
+    for (size_t i = first; i < last; i++) ok &= (panel[i] & 0x7f) != 0x7f;
+    return ok;
+  }
   for (int64_t b = 0; b < w.n_cols / BLOCK; b++)
     for (int lane = 0; lane < PANEL; lane++)
       if (panel[b * record_bytes(s) + code_bytes(s) + lane] == 255) return false;
@@ -249,7 +284,7 @@ bool pack_panels(const Source &source, const Weight &w, uint8_t *out, int64_t pa
     const int n_rows = (int)std::min<int64_t>(PANEL, w.n_rows - p * PANEL);
     if (n_rows < PANEL || (!s.integer && w.n_cols % 2)) memset(panel, 0, w.panel_size());
     pack(source, p * PANEL, n_rows, w.n_cols, panel);
-    if (s.e2m1) ok &= scales_are_numbers(w, panel);
+    if (s.e2m1 || s.shared) ok &= all_are_numbers(w, panel);
   }
   return ok;
 }

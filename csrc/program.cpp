@@ -55,8 +55,8 @@ int Program::add_buffer(int64_t width) {
   return (int)widths_.size() - 1;
 }
 
-int Program::add_rope(std::vector<double> inverse_frequencies, double scale) {
-  ropes_.push_back({std::move(inverse_frequencies), scale, {}, {}});
+int Program::add_rope(std::vector<double> inverse_frequencies, double scale, bool interleaved) {
+  ropes_.push_back({std::move(inverse_frequencies), scale, interleaved, {}, {}});
   return (int)ropes_.size() - 1;
 }
 
@@ -68,15 +68,15 @@ void Program::add(Step step) {
     if (step.kind == Step::COMBINE) max_pair_rows_ = std::max(max_pair_rows_, w.n_rows);
   }
   steps_.push_back(std::move(step));
-  tiles_.resize(steps_.size());
-  next_ = std::make_unique<std::atomic<int>[]>(steps_.size());
+  tiles_.resize(steps_.size()), latent_plans_.resize(steps_.size());
+  next_ = std::make_unique<std::atomic<int>[]>(steps_.size() * PHASES);
 }
 
 bool Program::run(const BatchView &batch) {
   unwanted_.store(false, std::memory_order_relaxed);
   last_step_.store(SIZE_MAX, std::memory_order_relaxed);
   reserve(batch);
-  for (size_t i = 0; i < steps_.size(); i++) next_[i].store(0, std::memory_order_relaxed);
+  for (size_t i = 0; i < steps_.size() * PHASES; i++) next_[i].store(0, std::memory_order_relaxed);
   pool_->run([&](int worker, int) { work(batch, worker); });
   return last_step_.load(std::memory_order_relaxed) == SIZE_MAX;
 }
@@ -95,7 +95,7 @@ void Program::reserve(const BatchView &batch) {
     w.activations.reserve(1, max_cols_, forms_);
     w.scratch.resize(MATMUL_SCRATCH / sizeof(Line));
     w.scores.resize((size_t)MAX_ROWS * KV_SPLIT);
-    w.state.resize(2 * MAX_ROWS * (2 + MAX_HEAD_DIM));
+    w.state.resize(2 * MAX_ROWS * (2 + MAX_LATENT));
   }
   for (Rope &r : ropes_)
     if (r.cos.size() < batch.n_tokens * r.inverse.size()) r.cos.resize(batch.n_tokens * r.inverse.size()), r.sin.resize(r.cos.size());
@@ -103,11 +103,16 @@ void Program::reserve(const BatchView &batch) {
   for (int s = 0; s < batch.n_seqs; s++) max_splits_ = std::max(max_splits_, n_splits(batch.positions[batch.seq_starts[s + 1] - 1] + 1));
   size_t partial_floats = 0;
   for (size_t i = 0; i < steps_.size(); i++) {
-    if (steps_[i].kind != Step::ATTENTION) continue;
-    const AttentionOp &op = steps_[i].attention;
-    partial_floats = std::max(partial_floats, (size_t)batch.n_seqs * max_splits_ * op.n_heads * (2 + op.head_dim));
-    plan_attention(batch, op, tiles_[i]);
+    if (steps_[i].kind != Step::ATTENTION && steps_[i].kind != Step::LATENT) continue;
+    const bool latent = steps_[i].kind == Step::LATENT;
+    const AttentionOp &op = latent ? steps_[i].latent.absorbed : steps_[i].attention;
+    partial_floats = std::max(partial_floats, (size_t)batch.n_seqs * max_splits_ * op.n_heads * (2 + op.v_dim));
+    if (latent)
+      plan_latent(batch, steps_[i].latent, latent_plans_[i], tiles_[i]);
+    else
+      plan_attention(batch, op, {}, tiles_[i]);
   }
+  reserve_latent();
   if (partials_.size() < partial_floats) partials_.resize(partial_floats);
 }
 
@@ -138,9 +143,11 @@ void Program::add_rows(int n, std::vector<Run> &runs) const {
 }
 
 // Pieces of attention work, the longest first. A lone decoded token with a long past is divided by splits.
-void Program::plan_attention(const BatchView &batch, const AttentionOp &op, std::vector<Tile> &tiles) const {
+void Program::plan_attention(const BatchView &batch, const AttentionOp &op, const std::vector<uint8_t> &is_left,
+                             std::vector<Tile> &tiles) const {
   tiles.clear();
   for (int s = 0; s < batch.n_seqs; s++) {
+    if (!is_left.empty() && is_left[s]) continue;
     const int start = batch.seq_starts[s], n = batch.seq_starts[s + 1] - start;
     if (is_split(op, batch, s)) {
       const int pos = batch.positions[start];
@@ -167,13 +174,14 @@ void Program::work(const BatchView &batch, int worker) {
     const Step &step = steps_[i];
     switch (step.kind) {
       case Step::EMBED: embed(step, batch, worker); break;
-      case Step::LINEAR: linear(step.linear, runs_, nullptr, nullptr, next_[i], worker); break;
-      case Step::ATTENTION: attention(step.attention, batch, next_[i], worker); break;
+      case Step::LINEAR: linear(step.linear, runs_, nullptr, nullptr, next_[i * PHASES], worker); break;
+      case Step::ATTENTION: attention(step.attention, batch, i, worker); break;
+      case Step::LATENT: latent(step.latent, batch, i, worker); break;
       case Step::ROUTE: route(step.route, batch, worker); break;
-      case Step::EXPERTS: experts(step.experts, batch, next_[i], worker); break;
-      case Step::COMBINE: combine(step.experts, batch, next_[i], worker); break;
+      case Step::EXPERTS: experts(step.experts, batch, next_[i * PHASES], worker); break;
+      case Step::COMBINE: combine(step.experts, batch, next_[i * PHASES], worker); break;
       case Step::HEAD:
-        if (batch.n_logits) linear(step.linear, logit_runs_, batch.logit_rows, batch.logits, next_[i], worker);
+        if (batch.n_logits) linear(step.linear, logit_runs_, batch.logit_rows, batch.logits, next_[i * PHASES], worker);
         break;
     }
     // One worker decides for all, by number: whoever passes this barrier late must not act on what is decided at the next. Pieces
@@ -240,53 +248,46 @@ void Program::multiply(const LinearOp &op, ActivationStore &store, const std::ve
   }
 }
 
-void Program::attention(const AttentionOp &op, const BatchView &batch, std::atomic<int> &next, int worker) {
+void Program::attention(const AttentionOp &op, const BatchView &batch, size_t step, int worker) {
   append(op, batch, worker);
   pool_->barrier().wait();
-  const auto &tiles = tiles_[&next - next_.get()];
-  bool decoded = false;
-  for (const Tile &t : tiles) decoded |= t.split >= 0;
-  while (!unwanted_.load(std::memory_order_relaxed)) {
-    const int i = next.fetch_add(1, std::memory_order_relaxed);
-    if (i >= (int)tiles.size()) break;
+  const auto &tiles = tiles_[step];
+  for (int i; !unwanted_.load(std::memory_order_relaxed) && (i = next_[step * PHASES].fetch_add(1, std::memory_order_relaxed)) < (int)tiles.size();)
     attend_tile(op, batch, tiles[i], worker);
-  }
-  if (!decoded) return;
-  pool_->barrier().wait();
-  merge_decoded(op, batch, worker);
+  merge_decoded(op, batch, tiles, worker);
 }
 
 void Program::append(const AttentionOp &op, const BatchView &batch, int worker) {
   for (int s = 0; s < batch.n_seqs; s++)
     for (int t = batch.seq_starts[s]; t < batch.seq_starts[s + 1]; t++) {
       if (t % pool_->size() != worker) continue;
-      if (op.q_norm) kernels_.norm_heads(row(op.q, t), op.n_heads, op.head_dim, op.q_norm, op.q_eps);
-      if (op.k_norm) kernels_.norm_heads(row(op.k, t), op.n_kv_heads, op.head_dim, op.k_norm, op.k_eps);
+      if (op.q_norm) kernels_.norm_heads(row(op.q, t), op.n_heads, op.k_dim, op.q_norm, op.q_eps);
+      if (op.k_norm) kernels_.norm_heads(row(op.k, t), op.n_kv_heads, op.k_dim, op.k_norm, op.k_eps);
       if (op.rope >= 0) {
         const Rope &r = ropes_[op.rope];
         const float *cos = r.cos.data() + t * r.inverse.size(), *sin = r.sin.data() + t * r.inverse.size();
         const int dim = 2 * (int)r.inverse.size();
-        kernels_.rope(row(op.q, t), op.n_heads, op.head_dim, dim, cos, sin);
-        kernels_.rope(row(op.k, t), op.n_kv_heads, op.head_dim, dim, cos, sin);
+        kernels_.rope(row(op.q, t), op.n_heads, op.k_dim, dim, cos, sin, r.interleaved);
+        kernels_.rope(row(op.k, t), op.n_kv_heads, op.k_dim, dim, cos, sin, r.interleaved);
       }
       const int pos = batch.positions[t];
       const int64_t id = batch.block_table[(int64_t)s * batch.max_blocks + pos / KV_BLOCK];
       uint16_t *block = batch.kv + id * batch.block_elems + op.kv_offset;
-      kernels_.append_kv(row(op.k, t), row(op.v, t), block, pos % KV_BLOCK, op.n_kv_heads, op.head_dim);
+      kernels_.append_kv(row(op.k, t), row(op.v, t), block, pos % KV_BLOCK, op.n_kv_heads, op.k_dim, op.v_dim);
     }
 }
 
 Attention Program::geometry(const AttentionOp &op, const BatchView &batch, int seq, int head, int token, int n_tokens) const {
   const int n_group = op.n_heads / op.n_kv_heads;
-  const int64_t per_head = (int64_t)2 * KV_BLOCK * op.head_dim;
-  const float *q = buffers_[op.q].data() + token * widths_[op.q] + (int64_t)head * n_group * op.head_dim;
+  const int64_t per_head = op.latent ? 0 : (int64_t)KV_BLOCK * (op.k_dim + op.v_dim);
+  const float *q = buffers_[op.q].data() + token * widths_[op.q] + (int64_t)head * n_group * op.k_dim;
   return {q, widths_[op.q], batch.kv + op.kv_offset, batch.block_table + (int64_t)seq * batch.max_blocks, batch.block_elems,
-          head * per_head, op.head_dim, n_group, n_tokens, batch.positions[token], op.window, op.scale};
+          head * per_head, op.k_dim, op.v_dim, op.latent, n_group, n_tokens, batch.positions[token], op.window, op.scale};
 }
 
 SoftmaxState Program::partial(const AttentionOp &op, int seq, int head, int split) {
   const int n_group = op.n_heads / op.n_kv_heads;
-  const size_t size = (size_t)n_group * (2 + op.head_dim);
+  const size_t size = (size_t)n_group * (2 + op.v_dim);
   float *p = partials_.data() + (((size_t)seq * op.n_kv_heads + head) * max_splits_ + split) * size;
   return {p, p + n_group, p + 2 * n_group};
 }
@@ -297,19 +298,22 @@ void Program::attend_tile(const AttentionOp &op, const BatchView &batch, const T
   if (tile.split >= 0) return kernels_.attend_split(a, tile.split, w.scores.data(), partial(op, tile.seq, tile.head, tile.split));
   const int rows = a.n_tokens * a.n_group;
   float *p = w.state.data();
-  const SoftmaxState state{p, p + MAX_ROWS, p + 4 * MAX_ROWS}, part{p + 2 * MAX_ROWS, p + 3 * MAX_ROWS, p + 4 * MAX_ROWS + MAX_ROWS * MAX_HEAD_DIM};
+  const SoftmaxState state{p, p + MAX_ROWS, p + 4 * MAX_ROWS}, part{p + 2 * MAX_ROWS, p + 3 * MAX_ROWS, p + 4 * MAX_ROWS + MAX_ROWS * MAX_LATENT};
   std::fill_n(state.max, rows, MASKED);
   std::fill_n(state.sum, rows, 0.0f);
-  std::fill_n(state.out, (size_t)rows * a.head_dim, 0.0f);
+  std::fill_n(state.out, (size_t)rows * a.v_dim, 0.0f);
   for (int split = first_split(op, a.first_pos); split < n_splits(a.first_pos + a.n_tokens); split++) {
     kernels_.attend_split(a, split, w.scores.data(), part);
-    kernels_.merge_split(state, part, rows, a.head_dim);
+    kernels_.merge_split(state, part, rows, a.v_dim);
   }
-  float *out = row(op.out, tile.token) + (int64_t)tile.head * a.n_group * a.head_dim;
-  kernels_.finish_rows(state, op.sinks ? op.sinks + tile.head * a.n_group : nullptr, rows, a.n_group, a.head_dim, out, widths_[op.out]);
+  float *out = row(op.out, tile.token) + (int64_t)tile.head * a.n_group * a.v_dim;
+  kernels_.finish_rows(state, op.sinks ? op.sinks + tile.head * a.n_group : nullptr, rows, a.n_group, a.v_dim, out, widths_[op.out]);
 }
 
-void Program::merge_decoded(const AttentionOp &op, const BatchView &batch, int worker) {
+// Adds up the splits of tokens whose attention was divided by splits, if there are any.
+void Program::merge_decoded(const AttentionOp &op, const BatchView &batch, const std::vector<Tile> &tiles, int worker) {
+  if (std::none_of(tiles.begin(), tiles.end(), [](const Tile &t) { return t.split >= 0; })) return;
+  pool_->barrier().wait();
   const int n_group = op.n_heads / op.n_kv_heads;
   for (int i = worker; i < batch.n_seqs * op.n_kv_heads; i += pool_->size()) {
     const int seq = i / op.n_kv_heads, head = i % op.n_kv_heads, token = batch.seq_starts[seq];
@@ -319,10 +323,10 @@ void Program::merge_decoded(const AttentionOp &op, const BatchView &batch, int w
     const SoftmaxState state{p, p + n_group, p + 2 * n_group};
     std::fill_n(state.max, n_group, MASKED);
     std::fill_n(state.sum, n_group, 0.0f);
-    std::fill_n(state.out, (size_t)n_group * op.head_dim, 0.0f);
+    std::fill_n(state.out, (size_t)n_group * op.v_dim, 0.0f);
     for (int split = first_split(op, pos); split < n_splits(pos + 1); split++)
-      kernels_.merge_split(state, partial(op, seq, head, split), n_group, op.head_dim);
-    float *out = row(op.out, token) + (int64_t)head * n_group * op.head_dim;
-    kernels_.finish_rows(state, op.sinks ? op.sinks + head * n_group : nullptr, n_group, n_group, op.head_dim, out, widths_[op.out]);
+      kernels_.merge_split(state, partial(op, seq, head, split), n_group, op.v_dim);
+    float *out = row(op.out, token) + (int64_t)head * n_group * op.v_dim;
+    kernels_.finish_rows(state, op.sinks ? op.sinks + head * n_group : nullptr, n_group, n_group, op.v_dim, out, widths_[op.out]);
   }
 }

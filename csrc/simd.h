@@ -41,6 +41,9 @@ INLINE f32x16 scale_by_pow2(f32x16 a, i32x16 n) {
   return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(n.v, 23)))};
 }
 INLINE f32x16 load_f16(const uint16_t *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
+INLINE void store_nearest_f16(uint16_t *p, f32x16 a) {  // ties to even; what is too large becomes infinite
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 INLINE f32x16 load_i8(const int8_t *p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))}; }
 INLINE f32x16 load_u8(const uint8_t *p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)))}; }
 INLINE void store_i16(int16_t *p, i32x16 a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(a.v)); }
@@ -70,6 +73,11 @@ INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
 // 2^(e - 127) for 16 bytes e, but 0 for e = 0.
 INLINE f32x16 load_pow2(const uint8_t *p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), 23))};
+}
+// 16 numbers in e4m3, times 2^-120: the fields of theirs are fields of a float's.
+INLINE f32x16 load_f8(const uint8_t *p) {
+  const __m512i x = _mm512_slli_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)), 20);
+  return {_mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0x87f00000)))};
 }
 INLINE i16x32 low_bytes(i16x32 a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }  // sign-extended
 INLINE i16x32 high_bytes(i16x32 a) { return {_mm512_srai_epi16(a.v, 8)}; }
@@ -114,6 +122,10 @@ INLINE f32x16 scale_by_pow2(f32x16 a, i32x16 n) {
 }
 INLINE f32x16 load_f16(const uint16_t *p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+}
+INLINE void store_nearest_f16(uint16_t *p, f32x16 a) {
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 INLINE f32x16 load_i8(const int8_t *p) {
   __m128i b = _mm_loadu_si128((const __m128i *)p);
@@ -162,6 +174,12 @@ INLINE f32x16 load_pow2(const uint8_t *p) {
   const __m128i b = _mm_loadu_si128((const __m128i *)p);
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(b), 23)),
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)), 23))};
+}
+INLINE f32x16 load_f8(const uint8_t *p) {
+  const __m128i b = _mm_loadu_si128((const __m128i *)p);
+  const __m256i fields = _mm256_set1_epi32((int)0x87f00000);
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(_mm256_cvtepi8_epi32(b), 20), fields)),
+          _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)), 20), fields))};
 }
 INLINE i16x32 low_bytes(i16x32 a) {
   return {_mm256_srai_epi16(_mm256_slli_epi16(a.lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(a.hi, 8), 8)};
@@ -214,6 +232,17 @@ INLINE f32x16 load_f16(const uint16_t *p) {
   const u32x16 small = (u32x16)(to_float((i32x16)mantissa) * 5.9604644775390625e-8f);  // zero and subnormals: m * 2^-24
   return (f32x16)(sign | (exponent == 31u ? special : exponent == 0u ? small : normal));
 }
+INLINE void store_nearest_f16(uint16_t *p, f32x16 a) {
+  for (int i = 0; i < 16; i++) {
+    uint32_t bits;
+    const float size = __builtin_fabsf(a[i]);
+    memcpy(&bits, &size, 4);
+    uint32_t half = 0x7e00;
+    if (bits < 0x38800000) half = (uint32_t)__builtin_nearbyintf(size * 16777216.0f);  // below 2^-14 the unit is 2^-24
+    else if (bits <= 0x7f800000) half = bits >= 0x477ff000 ? 0x7c00 : (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
+    p[i] = (uint16_t)(half | (__builtin_signbit(a[i]) ? 0x8000 : 0));
+  }
+}
 INLINE f32x16 load_i8(const int8_t *p) { return __builtin_convertvector(load_any<i8x16>(p), f32x16); }
 INLINE f32x16 load_u8(const uint8_t *p) { return __builtin_convertvector(load_any<u8x16>(p), f32x16); }
 INLINE void store_i16(int16_t *p, i32x16 a) {  // what does not fit saturates, as the vector instructions do
@@ -238,6 +267,10 @@ INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
   return load_any<i16x32>(bytes);
 }
 INLINE f32x16 load_pow2(const uint8_t *p) { return (f32x16)(__builtin_convertvector(load_any<u8x16>(p), u32x16) << 23); }
+INLINE f32x16 load_f8(const uint8_t *p) {
+  const u32x16 x = __builtin_convertvector(load_any<u8x16>(p), u32x16);
+  return (f32x16)((x & 0x7f) << 20 | (x & 0x80) << 24);
+}
 INLINE i16x32 low_bytes(i16x32 a) { return (i16x32)((u16x32)a << 8) >> 8; }
 INLINE i16x32 high_bytes(i16x32 a) { return a >> 8; }
 INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {  // word 0 of a lane is its low half (little-endian)
@@ -293,11 +326,10 @@ INLINE f32x16 exp(f32x16 x) {
 
 INLINE f32x16 silu(f32x16 x) { return x / (splat(1.0f) + exp(splat(0.0f) - x)); }
 
-INLINE uint16_t to_bf16(float f) {  // round to nearest even; NaN stays NaN
-  uint32_t bits;
-  memcpy(&bits, &f, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
-  return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+// What is stored in the KV cache: at most the largest f16, so that only what is no finite number becomes none.
+INLINE void store_kv(uint16_t *p, f32x16 a) {
+  const f32x16 largest = splat(65504.0f);
+  store_nearest_f16(p, fma(a, splat(0), max(splat(-65504.0f), min(largest, a))));
 }
 
 }  // namespace ISA_NAMESPACE

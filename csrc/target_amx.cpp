@@ -9,6 +9,6 @@
 
 namespace amx {
 extern const Kernels KERNELS;
-const Kernels KERNELS = {"amx",        prepare_tiles, matmul_tiles, unpack_row, norm_heads, rope, append_kv,
+const Kernels KERNELS = {"amx",        prepare_tiles, matmul_tiles, unpack_row, norm_heads, rope, append_kv, append_latent, read_latent,
                          attend_split, merge_split,   finish_rows,  add_scaled, TILE_TOKENS};
 }  // namespace amx

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
 from freehold.formats import FORMATS, QTensor
-from freehold.kernels import Norm, Ops, Rope, available_isas
+from freehold.kernels import LatentHeads, Norm, Ops, Rope, available_isas
 from freehold.models.loader import Backend
 
 VECTOR_ISAS = [level for level in available_isas() if level != "amx"]
@@ -32,6 +32,8 @@ def random_tensor(name: str, n_rows: int, n_cols: int, seed: int) -> QTensor:
     fmt = FORMATS[name]
     if fmt.block == 1:
         values = rng.standard_normal((n_rows, n_cols)).astype(np.float32)
+        if name == "F8_E4M3":
+            return _random_f8(n_rows, n_cols, rng)
         if name == "BF16":
             data = (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         else:
@@ -45,6 +47,14 @@ def random_tensor(name: str, n_rows: int, n_cols: int, seed: int) -> QTensor:
     if name == "MXFP4":
         blocks["e"] = rng.integers(116, 122, blocks["e"].shape)
     return QTensor(fmt, (n_rows, n_cols), data)
+
+
+def _random_f8(n_rows: int, n_cols: int, rng: np.random.Generator) -> QTensor:
+    """Every code but the two NaNs, scales of blocks of 128 by 128, the last ones partial."""
+    codes = rng.integers(0, 254, (n_rows, n_cols), np.uint8)
+    codes += codes >= 127  # 127 is NaN, and 255, which is not drawn, too
+    scales = rng.uniform(1e-3, 5e-3, (-(-n_rows // 128), -(-n_cols // 128))).astype(np.float32)
+    return QTensor(FORMATS["F8_E4M3"], (n_rows, n_cols), codes, np.repeat(scales, 128, axis=0)[:n_rows])
 
 
 def batch(
@@ -107,4 +117,46 @@ class AttentionProgram:
 
     def run(self, batch: Batch, kv: Any = None) -> Float32Array:
         """The attention's output [n_logits, n_heads * dim]."""
+        return self.program.run(batch, self.new_kv() if kv is None else kv)
+
+
+class LatentProgram:
+    """Queries and latents straight from the embeddings, latent attention, and its output as logits."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        n_tokens: int,
+        n_heads: int = 4,
+        k_dim: int = 32,
+        rotated: int = 16,
+        v_dim: int = 48,
+        rank: int = 64,
+        weights: str = "BF16",
+    ) -> None:
+        rng = np.random.default_rng(0)
+        hidden = 32
+        ops = Ops()
+        x = ops.embed(backend.matrix(f32(rng.standard_normal((n_tokens, hidden)))))
+        widths = n_heads * (k_dim + rotated), rank + rotated
+        q, latent = ops.linear(x, [backend.matrix(f32(rng.standard_normal((n, hidden)) / 4)) for n in widths])
+        keys = [random_tensor(weights, k_dim, rank, seed) for seed in range(n_heads)]
+        values = [random_tensor(weights, v_dim, rank, 100 + seed) for seed in range(n_heads)]
+        heads = LatentHeads(
+            norm=Norm(rng.uniform(0.5, 2, rank).astype(np.float32), 1e-5),
+            keys=tuple(backend.matrix(key) for key in keys),
+            queries=tuple(backend.matrix(key.transposed()) for key in keys),
+            values=tuple(backend.matrix(value) for value in values),
+        )
+        rope = Rope(1e4 ** (-np.arange(0, rotated, 2) / rotated), interleaved=True)
+        out = ops.attend_latent(q, latent, heads, rope=rope, scale=0.3 * rank**-0.5)
+        ops.head(out, backend.matrix(f32(np.eye(n_heads * v_dim))))
+        self.program = backend.compile(ops)
+
+    def new_kv(self, n_blocks: int = 256) -> Any:
+        """KV storage of whichever backend it is."""
+        return self.program.new_kv(n_blocks)
+
+    def run(self, batch: Batch, kv: Any = None) -> Float32Array:
+        """The attention's output [n_logits, n_heads * v_dim]."""
         return self.program.run(batch, self.new_kv() if kv is None else kv)

@@ -6,7 +6,8 @@ they are bit-equal to it. A new format is one decoder and one entry. Knows nothi
 
 Layouts and element orders follow ggml's block structures (ggml-common.h); in the names, `d` is a block's scale (`e` if
 only its exponent is stored), `m` and `dmin` its minimum, `qs` the low bits of the quantised numbers, `qh` and `hmask`
-their high bits. MXFP4 has a second layout, Hugging Face's, with the scales in an array of their own.
+their high bits. MXFP4 has a second layout, Hugging Face's, with the scales in an array of their own; F8_E4M3 has only
+that, and ggml does not know it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,22 @@ _CHUNK_ELEMENTS = 1 << 18
 
 MXFP4_BLOCK = 32
 E8M0_NAN = 255
+F8_BLOCK = 128
+"""Rows, and columns, that share a scale in F8_E4M3 as DeepSeek publishes it."""
+
 _TWICE_E2M1: Float32Array = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 _HALF_OF_E8M0: Float32Array = np.ldexp(np.float32(1), np.arange(-128, 128, dtype=np.int32))  # the lowest are subnormal
+
+
+def _f8_e4m3_table() -> Float32Array:
+    code = np.arange(128)
+    exponent, mantissa = code >> 3, code & 7
+    size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    size[127] = np.nan
+    return np.concatenate([size, -size]).astype(np.float32)
+
+
+_F8_E4M3 = _f8_e4m3_table()
 
 
 @dataclass(frozen=True)
@@ -61,23 +76,25 @@ class QTensor:
     """A tensor as its file stores it. `data` is usually a read-only view of a mapped file, of any alignment.
 
     The bytes of a row are contiguous; rows may be any fixed distance apart, as where a file interleaves two matrices.
-    With `scales`, which only MXFP4 has, a block is 16 bytes of `data`, byte b holding elements 2b (low nibble) and
-    2b + 1, and the matching byte of `scales`, its e8m0 scale. Without, it is a whole block of `format.layout`.
+    With `scales`, an MXFP4 block is 16 bytes of `data`, byte b holding elements 2b (low nibble) and 2b + 1, and the
+    matching byte of `scales`, its e8m0 scale; an F8_E4M3 number is a byte of `data`, times the row's scale of those 128
+    columns. Without, `data` is whole blocks of `format.layout`.
     """
 
     format: Format
     shape: tuple[int, ...]  # row-major; the last axis is the input dimension
     data: UInt8Array  # [rows, row_bytes], rows of all leading axes; a tensor of fewer than two dimensions is one row
-    scales: UInt8Array | None = None  # [rows, blocks]
+    scales: npt.NDArray[Any] | None = None  # [rows, blocks]
 
     def __post_init__(self) -> None:
         n_rows, n_cols = math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
         row_bytes = self.format.row_bytes(n_cols)
         if self.scales is not None:
-            assert self.format.name == "MXFP4", f"{self.format.name} keeps its scales in its blocks"
-            n_blocks = n_cols // MXFP4_BLOCK
-            row_bytes -= n_blocks
-            assert self.scales.dtype == np.uint8
+            assert self.format.name in _SCALES_APART, f"{self.format.name} keeps its scales in its blocks"
+            kind, block = _SCALES_APART[self.format.name]
+            n_blocks = -(-n_cols // block)
+            row_bytes -= n_blocks if self.format.name == "MXFP4" else 0  # its blocks hold the scale otherwise
+            assert self.scales.dtype == kind
             assert self.scales.shape == (n_rows, n_blocks), f"{self.scales.shape} is not {(n_rows, n_blocks)}"
         expected = (n_rows, row_bytes)
         assert self.data.dtype == np.uint8
@@ -85,16 +102,35 @@ class QTensor:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes as stored."""
-        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+        """Bytes as stored: of F8_E4M3, 128 rows share their scales."""
+        shared = F8_BLOCK if self.format.name == "F8_E4M3" else 1
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes // shared)
+
+    @staticmethod
+    def of(numbers: Float32Array) -> QTensor:
+        """An array [rows, cols] as a tensor."""
+        return QTensor(FORMATS["F32"], numbers.shape, np.ascontiguousarray(numbers, "<f4").view(np.uint8))
 
     def expert(self, index: int) -> QTensor:
         """Matrix [rows, cols] number `index` of a tensor [experts, rows, cols]; a view."""
         n_experts, n_rows, n_cols = self.shape
         assert 0 <= index < n_experts
-        rows = slice(index * n_rows, (index + 1) * n_rows)
-        scales = None if self.scales is None else self.scales[rows]
-        return QTensor(self.format, (n_rows, n_cols), self.data[rows], scales)
+        flat = QTensor(self.format, (n_experts * n_rows, n_cols), self.data, self.scales)
+        return flat.rows(index * n_rows, (index + 1) * n_rows)
+
+    def rows(self, start: int, stop: int) -> QTensor:
+        """Rows [start, stop) of a matrix; a view."""
+        n_rows, n_cols = self.shape
+        assert 0 <= start < stop <= n_rows
+        scales = None if self.scales is None else self.scales[start:stop]
+        return QTensor(self.format, (stop - start, n_cols), self.data[start:stop], scales)
+
+    def transposed(self) -> QTensor:
+        """A matrix with rows and columns exchanged; in float32 where its format has blocks."""
+        if self.format.block > 1 or self.scales is not None:
+            return QTensor.of(np.ascontiguousarray(self.to_float32().T))
+        numbers = np.ascontiguousarray(self.data.view(self.format.layout).T)
+        return QTensor(self.format, self.shape[::-1], numbers.view(np.uint8))
 
     def find_nan_scale(self) -> tuple[int, int] | None:
         """Row and block of the first MXFP4 scale that is e8m0's 255, which stands for no number; None if all are sound.
@@ -114,13 +150,14 @@ class QTensor:
         return decode(self.format, self.data, self.scales).reshape(self.shape)
 
 
-def decode(fmt: Format, data: UInt8Array, scales: UInt8Array | None = None) -> Float32Array:
-    """Decode rows of bytes [rows, row_bytes] to numbers [rows, cols]; bit-equal to ggml's own decoding.
+def decode(fmt: Format, data: UInt8Array, scales: npt.NDArray[Any] | None = None) -> Float32Array:
+    """Decode rows of bytes [rows, row_bytes] to numbers [rows, cols]; bit-equal to ggml's own decoding, if it has one.
 
-    data and scales as in `QTensor`; without scales they are ggml's blocks.
+    data and scales as in `QTensor`.
     """
     n_rows = len(data)
-    n_cols = data.shape[1] // fmt.n_bytes * fmt.block if scales is None else data.shape[1] * 2
+    apart = scales is not None and fmt.name == "MXFP4"
+    n_cols = data.shape[1] * 2 if apart else data.shape[1] // fmt.n_bytes * fmt.block
     out = np.empty((n_rows, n_cols), np.float32)
     step = max(1, _CHUNK_ELEMENTS // max(1, n_cols))
     with np.errstate(invalid="ignore", over="ignore"):  # a hostile scale may be inf or NaN; the numbers then are too
@@ -128,8 +165,10 @@ def decode(fmt: Format, data: UInt8Array, scales: UInt8Array | None = None) -> F
             rows = slice(row, row + step)
             if scales is None:
                 numbers = fmt.decoder(data[rows].view(fmt.layout))
-            else:
+            elif fmt.name == "MXFP4":
                 numbers = _decode_split_mxfp4(data[rows], scales[rows])
+            else:
+                numbers = fmt.decoder(data[rows]) * np.repeat(scales[rows], F8_BLOCK, axis=1)[:, :n_cols]
             out[rows] = numbers.reshape(out[rows].shape)
     return out
 
@@ -161,6 +200,11 @@ def _decode_float(numbers: Blocks) -> Float32Array:
 
 def _decode_bf16(numbers: Blocks) -> Float32Array:
     return (numbers.astype(np.uint32) << 16).view(np.float32)
+
+
+def _decode_f8_e4m3(numbers: Blocks) -> Float32Array:
+    """Sign, four bits of exponent (bias 7, no infinities), three of mantissa; all ones is NaN."""
+    return _F8_E4M3[numbers]
 
 
 def _decode_q8_0(b: Blocks) -> Float32Array:
@@ -269,9 +313,13 @@ FORMATS: Mapping[str, Format] = _table(
     Format("Q4_K", 12, None, 256, _layout(d="<f2", dmin="<f2", scales="12u1", qs="128u1"), _decode_q4_k),
     Format("Q5_K", 13, None, 256, _layout(d="<f2", dmin="<f2", scales="12u1", qh="32u1", qs="128u1"), _decode_q5_k),
     Format("Q6_K", 14, None, 256, _layout(ql="128u1", qh="64u1", scales="16i1", d="<f2"), _decode_q6_k),
+    Format("F8_E4M3", None, "F8_E4M3", 1, np.dtype("u1"), _decode_f8_e4m3),
     Format("MXFP4", 39, None, MXFP4_BLOCK, _layout(e="u1", qs="16u1"), _decode_mxfp4),
 )
 """Every format Freehold reads, by name."""
+
+_SCALES_APART = {"MXFP4": (np.uint8, MXFP4_BLOCK), "F8_E4M3": (np.float32, F8_BLOCK)}
+"""What scales in an array of their own are, and how many columns have one."""
 
 BY_GGML_TYPE: Mapping[int, Format] = MappingProxyType(
     {fmt.ggml_type: fmt for fmt in FORMATS.values() if fmt.ggml_type is not None}

@@ -27,6 +27,11 @@ EMULATED __m512i to_epi32(__m512 a) {
 EMULATED __m512 from_f16(__m256i a) {
   return join(_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
 }
+EMULATED __m256i to_f16(__m512 a) {
+  const __m512i bits = _mm512_castps_si512(a);
+  const __m128i first = _mm256_cvtps_ph(_mm256_castsi256_ps(low(bits)), _MM_FROUND_TO_NEAREST_INT);
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(first), _mm256_cvtps_ph(_mm256_castsi256_ps(high(bits)), _MM_FROUND_TO_NEAREST_INT), 1);
+}
 EMULATED __m512i from_i8(__m128i a) { return join(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8))); }
 EMULATED __m512i from_u8(__m128i a) { return join(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8))); }
 template <int N> EMULATED __m512i shift_right(__m512i a) { return join(_mm256_srai_epi32(low(a), N), _mm256_srai_epi32(high(a), N)); }
@@ -124,6 +129,7 @@ inline void multiply_bf16(int c, int a, int b) {
 #define _mm512_cvtepi32_ps(a) emulated::to_ps(a)
 #define _mm512_cvtps_epi32(a) emulated::to_epi32(a)
 #define _mm512_cvtph_ps(a) emulated::from_f16(a)
+#define _mm512_cvtps_ph(a, rounding) emulated::to_f16(a)
 #define _mm512_cvtepi8_epi32(a) emulated::from_i8(a)
 #define _mm512_cvtepu8_epi32(a) emulated::from_u8(a)
 #define _mm512_srai_epi32(a, n) emulated::shift_right<n>(a)

@@ -9,7 +9,7 @@ import pytest
 
 from freehold.core import Float32Array
 from freehold.formats import FORMATS, QTensor
-from freehold.kernels import Clamp, NativeBackend, Norm, Ops, ReferenceBackend, _kernels, available_isas
+from freehold.kernels import Clamp, Gating, NativeBackend, Norm, Ops, ReferenceBackend, _kernels, available_isas
 from freehold.models.loader import Backend
 from kernel_programs import VECTOR_ISAS, batch, f32, random_tensor
 
@@ -17,7 +17,9 @@ HIDDEN, INNER, N_EXPERTS, CHOSEN = 64, 96, 8, 3
 ISAS = available_isas()
 
 
-def mixture(backend: Backend, x: Float32Array, scores: Float32Array, clamp: Clamp | None = None) -> Any:
+def mixture(
+    backend: Backend, x: Float32Array, scores: Float32Array, clamp: Clamp | None = None, gating: Gating | None = None
+) -> Any:
     """A program that adds to token i's row x[i] the mixture of experts that scores[i] choose."""
     rng = np.random.default_rng(5)
 
@@ -32,7 +34,7 @@ def mixture(backend: Backend, x: Float32Array, scores: Float32Array, clamp: Clam
     both = ops.embed(backend.matrix(f32(np.concatenate([x, scores], axis=1))))
     eye = np.eye(HIDDEN + N_EXPERTS)
     h, s = ops.linear(both, [backend.matrix(f32(eye[:HIDDEN])), backend.matrix(f32(eye[HIDDEN:]))])
-    routing = ops.route(s, CHOSEN)
+    routing = ops.route(s, CHOSEN, gating)
     active = ops.experts(
         h, routing, experts(INNER, HIDDEN, 10), experts(INNER, HIDDEN, 30),
         norm=Norm(np.linspace(0.5, 2, HIDDEN).astype(np.float32), 1e-5),
@@ -62,6 +64,69 @@ def test_equals_numpy(isa: str, clamp: Clamp | None, n_tokens: int) -> None:
     expected = run(mixture(ReferenceBackend(), x, scores, clamp), [(0, n_tokens)])
     tolerance = 6e-3 if isa == "amx" and n_tokens >= 16 else 1e-4
     assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
+
+
+BIAS = np.array([0.3, -0.2, 0.0, 0.5, -0.4, 0.1, 0.2, -0.1], np.float32)
+GATINGS = [
+    Gating(normalised=False),
+    Gating(normalised=False, scale=16.0, n_groups=4, n_kept_groups=2),  # DeepSeek-V2
+    Gating("sigmoid", scale=2.5, bias=BIAS, n_groups=4, n_kept_groups=2, group_best=2),  # DeepSeek-V3
+    Gating("sigmoid", bias=-BIAS - 1, n_groups=2, n_kept_groups=1, group_best=3),  # all ranks below zero
+    Gating("sigmoid", normalised=False),
+    Gating("sigmoid", bias=BIAS),  # GLM-4.5, Kimi-K2
+]
+
+
+@pytest.mark.parametrize("gating", GATINGS, ids=repr)
+@pytest.mark.parametrize("n_tokens", [1, 40])
+def test_gatings_equal_numpy(gating: Gating, n_tokens: int) -> None:
+    x, scores = inputs(n_tokens, seed=3)
+    got = run(mixture(NativeBackend(2), x, scores, gating=gating), [(0, n_tokens)])
+    expected = run(mixture(ReferenceBackend(), x, scores, gating=gating), [(0, n_tokens)])
+    tolerance = 6e-3 if available_isas()[-1] == "amx" and n_tokens >= 16 else 1e-4
+    assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def choice(scores: list[float], k: int, gating: Gating) -> dict[int, float]:
+    """The experts of one token and their weights: expert e's output is 1 in column e, and nothing else."""
+    n = len(scores)
+    found: list[dict[int, float]] = []
+    backends: tuple[Backend, ...] = (ReferenceBackend(), NativeBackend(1))
+    for backend in backends:
+        ops = Ops()
+        x = ops.embed(backend.matrix(f32(np.array([[1.0] + [0.0] * 31 + scores]))))
+        eye = np.eye(32 + n)
+        zero, s = ops.linear(x, [backend.matrix(f32(np.zeros((n, 32 + n)))), backend.matrix(f32(eye[32:]))])
+        (one,) = ops.linear(x, [backend.matrix(f32(eye[:32]))])
+        routing = ops.route(s, k, gating)
+        big = 20.0 * np.eye(1, 32)  # silu(20) is 20
+        ones = [backend.matrix(f32(big)) for _ in range(n)]
+        active = ops.experts(one, routing, ones, [backend.matrix(f32(big / 400)) for _ in range(n)])
+        downs = [backend.matrix(f32(np.eye(n)[:, e : e + 1])) for e in range(n)]
+        ops.head(ops.combine(active, routing, downs, zero), backend.matrix(f32(np.eye(n))))
+        program = backend.compile(ops)
+        weights = np.asarray(program.run(batch([(0, 1)]), program.new_kv(1)))[0]
+        found.append({int(e): float(weights[e]) for e in np.nonzero(weights)[0]})
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    return found[0]
+
+
+def test_a_bias_decides_and_does_not_weigh() -> None:
+    gating = Gating("sigmoid", normalised=False, bias=np.array([0, 0, 10, 0], np.float32))
+    assert choice([0.0, 3.0, -3.0, 1.0], 2, gating) == pytest.approx({1: 1 / (1 + np.exp(-3)), 2: 1 / (1 + np.exp(3))})
+
+
+def test_groups_shut_out_better_experts() -> None:
+    """The best expert of all is in a group whose sum is the lowest."""
+    gating = Gating("sigmoid", bias=np.zeros(6, np.float32), n_groups=3, n_kept_groups=2, group_best=2)
+    assert set(choice([2.0, -9.0, 1.0, 1.0, 1.1, 1.2], 3, gating)) == {2, 4, 5}
+
+
+def test_a_group_is_as_good_as_its_best() -> None:
+    gating = Gating(normalised=False, scale=2.0, n_groups=3, n_kept_groups=1)
+    scores = [2.0, -9.0, 1.0, 1.0, 1.1, 1.2]
+    shares = np.exp(scores) / np.exp(scores).sum()
+    assert choice(scores, 2, gating) == pytest.approx({0: 2 * shares[0], 1: 2 * shares[1]}, rel=1e-5)
 
 
 def test_levels_threads_and_company_do_not_change_a_bit() -> None:

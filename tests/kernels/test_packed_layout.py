@@ -30,6 +30,7 @@ CHECKSUMS = {
     "Q5_K": "ec9fc269",
     "Q6_K": "8f8fd4a8",
     "MXFP4": "8a214015",
+    "F8_E4M3": "deb3074f",
     "BF16 as Q8_0": "545f56c5",
 }
 

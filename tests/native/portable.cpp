@@ -19,7 +19,7 @@ namespace {
 
 const Kernels &kernels = scalar::KERNELS;
 constexpr int N_ROWS = 37, N_COLS = 512;
-const char *const NAMES[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"};
+const char *const NAMES[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "F8_E4M3"};
 static_assert(sizeof NAMES / sizeof *NAMES == (size_t)Format::COUNT, "a name for every format");
 
 uint32_t state = 1;
@@ -53,6 +53,10 @@ std::vector<uint8_t> random_matrix(Format format) {
   for (auto &b : bytes) b = (uint8_t)random_bits();
   if (s.e2m1) {  // no float but a scale byte
     for (size_t i = 0; i < bytes.size(); i += s.source_bytes) bytes[i] = (uint8_t)(bytes[i] % 8 + 118);
+    return bytes;
+  }
+  if (s.shared) {  // one-byte floats, of which only 127 and 255 are no numbers
+    for (auto &b : bytes) b = (uint8_t)((b & 0x80) | (b & 0x7f) % 120);
     return bytes;
   }
   const size_t step = format == Format::F32 ? 4 : 2;
@@ -120,12 +124,10 @@ void check_products(Format format) {
   }
 }
 
-float bf16(float f) {  // rounded to nearest even
-  uint32_t bits;
-  memcpy(&bits, &f, 4);
-  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-  memcpy(&f, &bits, 4);
-  return f;
+float f16(float f) {  // rounded to nearest even; of a normal number
+  int exponent;
+  const float mantissa = std::frexp(f, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(mantissa, 11)), exponent - 11);
 }
 
 // n tokens attend to themselves and everything before them; every token's query is checked against plain loops.
@@ -139,13 +141,13 @@ void check_attention(int n, int n_group, int dim, int window) {
   std::vector<int32_t> blocks(n_blocks);
   for (int i = 0; i < n_blocks; i++) blocks[i] = n_blocks - 1 - i;
   for (int t = 0; t < n; t++)
-    kernels.append_kv(&k[(size_t)t * dim], &v[(size_t)t * dim], kv.data() + blocks[t / KV_BLOCK] * block_elems, t % KV_BLOCK, 1, dim);
+    kernels.append_kv(&k[(size_t)t * dim], &v[(size_t)t * dim], kv.data() + blocks[t / KV_BLOCK] * block_elems, t % KV_BLOCK, 1, dim, dim);
 
   const float scale = 0.125f;
   double error = 0, size = 0;
   std::vector<float> scores((size_t)MAX_ROWS * KV_SPLIT);
   for (int t = 0; t < n; t++) {
-    const Attention a{&q[(size_t)t * n_group * dim], n_group * dim, kv.data(), blocks.data(), block_elems, 0, dim, n_group, 1, t, window, scale};
+    const Attention a{&q[(size_t)t * n_group * dim], n_group * dim, kv.data(), blocks.data(), block_elems, 0, dim, dim, false, n_group, 1, t, window, scale};
     std::vector<float> sums((size_t)2 * n_group * (2 + dim));
     float *p = sums.data();
     const SoftmaxState total{p, p + n_group, p + 2 * n_group};
@@ -163,12 +165,12 @@ void check_attention(int n, int n_group, int dim, int window) {
       double sum = 0;
       for (int s = window && t >= window ? t - window + 1 : 0; s <= t; s++) {
         double dot = 0;
-        for (int d = 0; d < dim; d++) dot += (double)q[((size_t)t * n_group + g) * dim + d] * bf16(k[(size_t)s * dim + d]);
+        for (int d = 0; d < dim; d++) dot += (double)q[((size_t)t * n_group + g) * dim + d] * f16(k[(size_t)s * dim + d]);
         sum += weights[s] = std::exp(dot * scale);
       }
       for (int d = 0; d < dim; d++) {
         double expected = 0;
-        for (int s = 0; s <= t; s++) expected += weights[s] / sum * bf16(v[(size_t)s * dim + d]);
+        for (int s = 0; s <= t; s++) expected += weights[s] / sum * f16(v[(size_t)s * dim + d]);
         error += std::pow(expected - to[g * dim + d], 2), size += expected * expected;
       }
     }
@@ -188,7 +190,7 @@ void check_rope() {
     cos[i] = (1 - t * t) / (1 + t * t), sin[i] = 2 * t / (1 + t * t);
   }
   before = x;
-  kernels.rope(x.data(), 3, DIM, DIM, cos.data(), sin.data());
+  kernels.rope(x.data(), 3, DIM, DIM, cos.data(), sin.data(), false);
   for (int h = 0; h < 3; h++)
     for (int i = 0; i < DIM / 2; i++) {
       const double a = before[h * DIM + i], b = before[h * DIM + DIM / 2 + i];

@@ -10,6 +10,7 @@ from gguf.quants import dequantize, quantize
 from freehold.formats import BY_GGML_TYPE, BY_SAFETENSORS_DTYPE, FORMATS, Format, QTensor, decode
 
 EVERY_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda fmt: fmt.name)
+GGML_FORMAT = pytest.mark.parametrize("fmt", BY_GGML_TYPE.values(), ids=lambda fmt: fmt.name)
 QUANTISABLE = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]  # those `gguf` can write
 SCALE_FIELDS = ("d", "m", "dmin")
 
@@ -34,7 +35,7 @@ def assert_same_bits(ours: np.ndarray, reference: np.ndarray) -> None:
     np.testing.assert_array_equal(ours.view(np.uint32), reference.astype(np.float32).view(np.uint32))
 
 
-@EVERY_FORMAT
+@GGML_FORMAT
 def test_sizes_and_ids_are_those_of_ggml(fmt: Format) -> None:
     kind = gguf.GGMLQuantizationType[fmt.name]
     assert (fmt.block, fmt.n_bytes) == gguf.GGML_QUANT_SIZES[kind]
@@ -44,11 +45,46 @@ def test_sizes_and_ids_are_those_of_ggml(fmt: Format) -> None:
 
 
 def test_safetensors_spellings() -> None:
-    assert set(BY_SAFETENSORS_DTYPE) == {"F32", "F16", "BF16"}
+    assert set(BY_SAFETENSORS_DTYPE) == {"F32", "F16", "BF16", "F8_E4M3"}
+    assert set(FORMATS.values()) == {*BY_SAFETENSORS_DTYPE.values(), *BY_GGML_TYPE.values()}
+
+
+def test_f8_e4m3_by_its_definition() -> None:
+    """Sign, exponent and mantissa one number at a time; 448 is the largest, 2^-9 the smallest, all ones no number."""
+    decoded = decode(FORMATS["F8_E4M3"], np.arange(256, dtype=np.uint8)[None])[0]
+    for code in range(256):
+        exponent, mantissa = code >> 3 & 15, code & 7
+        size = mantissa * 2.0**-9 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        if code & 127 == 127:
+            assert np.isnan(decoded[code])
+        else:
+            assert decoded[code] == (-size if code & 128 else size)
+    assert (np.nanmax(decoded), decoded[1]) == (448, 2**-9)
+
+
+def test_f8_e4m3_times_the_scales_of_its_columns() -> None:
+    codes = np.random.default_rng(0).integers(0, 127, (3, 200), np.uint8)
+    scales = np.array([[1, 2], [3, 5], [7, 0.5]], np.float32)
+    tensor = QTensor(FORMATS["F8_E4M3"], (3, 200), codes, scales)
+    expected = decode(FORMATS["F8_E4M3"], codes)
+    expected[:, :128] *= scales[:, :1]
+    expected[:, 128:] *= scales[:, 1:]
+    assert_same_bits(tensor.to_float32(), expected)
+    assert_same_bits(tensor.rows(1, 3).to_float32(), expected[1:])
+    assert_same_bits(tensor.transposed().to_float32(), expected.T.copy())
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
+def test_transposing_twice_changes_nothing(name: str) -> None:
+    data = random_blocks(FORMATS[name], rows=96, n_blocks=64 // FORMATS[name].block, seed=3)
+    tensor = QTensor(FORMATS[name], (96, 64), data)
+    assert tensor.transposed().shape == (64, 96)
+    assert_same_bits(tensor.transposed().to_float32(), tensor.to_float32().T.copy())
+    assert_same_bits(tensor.transposed().transposed().to_float32(), tensor.to_float32())
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # in `gguf`, from scales too large
-@EVERY_FORMAT
+@GGML_FORMAT
 @pytest.mark.parametrize("seed", range(3))
 def test_decodes_random_blocks_like_gguf(fmt: Format, seed: int) -> None:
     data = random_blocks(fmt, rows=33, n_blocks=5, seed=seed)

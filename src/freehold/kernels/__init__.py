@@ -15,13 +15,15 @@ from freehold.kernels.native import (
     unwrap,
     wrap,
 )
-from freehold.kernels.ops import Clamp, Matrix, Norm, Ops, Rope, Routing, Value
+from freehold.kernels.ops import Clamp, Gating, LatentHeads, Matrix, Norm, Ops, Rope, Routing, Value
 from freehold.kernels.reference import ReferenceBackend
 
 __all__ = [
     "FORMATS",
     "PACKED_LAYOUT",
     "Clamp",
+    "Gating",
+    "LatentHeads",
     "Matrix",
     "NativeBackend",
     "Norm",

@@ -9,6 +9,7 @@ _I32 = npt.NDArray[np.int32]
 KV_BLOCK: int
 PANEL: int
 MAX_HEAD_DIM: int
+MAX_LATENT: int
 MAX_GROUP: int
 
 class Pool:
@@ -32,7 +33,7 @@ class Packed:
 class Program:
     def __init__(self, pool: Pool, isa: str) -> None: ...
     def buffer(self, width: int, /) -> int: ...
-    def rope(self, inverse_frequencies: Sequence[float], scale: float, /) -> int: ...
+    def rope(self, inverse_frequencies: Sequence[float], scale: float, interleaved: bool, /) -> int: ...
     def embed(self, table: Packed, out: int, /) -> None: ...
     def embed_rows(self, rows: npt.NDArray[np.uint8], out: int, /) -> None: ...
     def linear(
@@ -56,7 +57,8 @@ class Program:
         kv_offset: int,
         n_heads: int,
         n_kv_heads: int,
-        head_dim: int,
+        k_dim: int,
+        v_dim: int,
         window: int,
         rope: int,
         scale: float,
@@ -67,7 +69,35 @@ class Program:
         k_eps: float,
         /,
     ) -> None: ...
-    def route(self, scores: int, n_experts: int, k: int, /) -> int: ...
+    def attention_of_latents(
+        self,
+        q: int,
+        latent: int,
+        out: int,
+        kv_offset: int,
+        norm: _F32 | None,
+        eps: float,
+        keys: Sequence[Packed],
+        queries: Sequence[Packed],
+        values: Sequence[Packed],
+        rope: int,
+        scale: float,
+        /,
+    ) -> None: ...
+    def route(
+        self,
+        scores: int,
+        n_experts: int,
+        k: int,
+        sigmoid: bool,
+        normalised: bool,
+        scale: float,
+        bias: _F32 | None,
+        n_groups: int,
+        n_kept_groups: int,
+        group_best: int,
+        /,
+    ) -> int: ...
     def experts(
         self,
         x: int,

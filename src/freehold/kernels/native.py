@@ -19,6 +19,7 @@ from freehold.formats import QTensor
 from freehold.kernels import _kernels
 from freehold.kernels.ops import (
     Attend,
+    AttendLatent,
     Combine,
     Embed,
     Experts,
@@ -31,10 +32,10 @@ from freehold.kernels.ops import (
     Rope,
     Route,
     Value,
-    damaged_scale,
+    damaged,
 )
 
-_NAMES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4"
+_NAMES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4 F8_E4M3"
 FORMATS = tuple(_NAMES.split())
 """Formats with kernels, in the order of csrc/formats.h."""
 
@@ -108,7 +109,7 @@ def unwrap(matrix: _kernels.Packed) -> tuple[str, npt.NDArray[np.uint8]]:
 
 
 class NativeKV:
-    """KV blocks [n_blocks, elements] of bf16, every layer's part after the other; pages are touched only when used."""
+    """KV blocks [n_blocks, elements] of f16, every layer's part after the other; pages are touched only when used."""
 
     def __init__(self, n_blocks: int, block_elements: int) -> None:
         self.n_blocks = n_blocks
@@ -148,13 +149,14 @@ class NativeBackend:
         """Pack a two-dimensional tensor, at the latest in `compile`; its bytes must stay readable until then.
 
         `to` is a format to round it to: Q8_0, from BF16. `label` names the tensor in errors: UnsupportedError for a
-        format without kernels, ModelFileError, here or in `compile`, for MXFP4 scales that stand for no number. `read`
-        is called whenever a piece of a large tensor was read and its pages may go.
+        format without kernels, ModelFileError, here or in `compile`, for what stands for no number (see `damaged`).
+        `read` is called whenever a piece of a large tensor was read and its pages may go.
         """
         name = tensor.format.name
         if name not in FORMATS:
             raise UnsupportedError(f"no kernels for {name} weights; formats with kernels: {', '.join(FORMATS)}")
-        source = (FORMATS.index(name), tensor.data, tensor.scales)
+        scales = None if tensor.scales is None else tensor.scales.view(np.uint8)
+        source = (FORMATS.index(name), tensor.data, scales)
         packed = _kernels.reserve(self._arena, FORMATS.index(to or name), *tensor.shape)
         if tensor.n_bytes >= SMALL_BYTES:
             self._pack_in_pieces(packed, source, label, read)
@@ -187,9 +189,9 @@ class NativeBackend:
     def _fill(self, pool: _kernels.Pool, work: Sequence[tuple[_kernels.Packed, _Source, str]], *panels: int) -> None:
         """Pack the matrices, or of each the panels from the first to before the second of `panels`."""
         packed, sources = [packed for packed, _, _ in work], [source for _, source, _ in work]
-        damaged = _kernels.fill(pool, packed, sources, *panels)
-        if damaged >= 0:
-            raise damaged_scale(work[damaged][2])
+        found = _kernels.fill(pool, packed, sources, *panels)
+        if found >= 0:
+            raise damaged(work[found][2], FORMATS[work[found][1][0]])
 
     def n_bytes(self, matrix: _kernels.Packed) -> int:
         """Bytes of a packed matrix."""
@@ -246,8 +248,13 @@ class NativeProgram:
                 program.gated(buffer(x), *_norm(norm), gate, up, buffer(out))
             case Attend():
                 self._lower_attend(op)
-            case Route(scores, out):
-                self._routings[out.id] = program.route(buffer(scores), out.n_experts, out.k)
+            case AttendLatent():
+                self._lower_latent(op)
+            case Route(scores, g, out):
+                groups = g.n_groups, g.n_kept_groups, g.group_best
+                self._routings[out.id] = program.route(
+                    buffer(scores), out.n_experts, out.k, g.score == "sigmoid", g.normalised, g.scale, g.bias, *groups
+                )
             case Experts(x, norm, routing, gates, ups, gate_bias, up_bias, clamp, out):
                 bounds = None if clamp is None else (clamp.alpha, clamp.limit)
                 chosen = self._routings[routing.id]
@@ -261,11 +268,7 @@ class NativeProgram:
                 program.head(buffer(x), *_norm(norm), weight)
 
     def _lower_attend(self, op: Attend) -> None:
-        if op.kv.k_dim != op.kv.v_dim or op.kv.k_dim % 16 or op.kv.k_dim > _kernels.MAX_HEAD_DIM:
-            raise UnsupportedError(
-                f"attention heads of {op.kv.k_dim} key and {op.kv.v_dim} value dimensions have no kernel; "
-                f"expected equal sizes, a multiple of 16, at most {_kernels.MAX_HEAD_DIM}"
-            )
+        _check_heads(op.kv.k_dim, op.kv.v_dim)
         if op.n_heads % op.kv.n_heads or op.n_heads // op.kv.n_heads > _kernels.MAX_GROUP:
             raise UnsupportedError(
                 f"{op.n_heads} query heads over {op.kv.n_heads} KV heads have no kernel; "
@@ -279,16 +282,40 @@ class NativeProgram:
         b = self._buffers.of
         self._program.attention(
             b(op.q), b(op.k), b(op.v), b(op.out), self._layer_offsets[op.layer],
-            op.n_heads, op.kv.n_heads, op.kv.k_dim, op.kv.window or 0, self._rope(op.rope), op.scale, op.sinks,
-            *_norm(op.q_norm), *_norm(op.k_norm),
+            op.n_heads, op.kv.n_heads, op.kv.k_dim, op.kv.v_dim, op.kv.window or 0, self._rope(op.rope), op.scale,
+            op.sinks, *_norm(op.q_norm), *_norm(op.k_norm),
+        )  # fmt: skip
+
+    def _lower_latent(self, op: AttendLatent) -> None:
+        heads, rank = op.heads, len(op.heads.norm.weight)
+        rotated = op.latent.width - rank
+        _check_heads(heads.k_dim + rotated, heads.v_dim)
+        if rank % 16 or rank > _kernels.MAX_LATENT or rotated % 16:
+            raise UnsupportedError(
+                f"latents of {rank} dimensions and {rotated} rotated ones have no kernel; expected multiples of 16, "
+                f"the first at most {_kernels.MAX_LATENT}"
+            )
+        b = self._buffers.of
+        self._program.attention_of_latents(
+            b(op.q), b(op.latent), b(op.out), self._layer_offsets[op.layer], *_norm(heads.norm),
+            list(heads.keys), list(heads.queries), list(heads.values), self._rope(op.rope), op.scale,
         )  # fmt: skip
 
     def _rope(self, rope: Rope | None) -> int:
         if rope is None:
             return -1
         if id(rope) not in self._ropes:
-            self._ropes[id(rope)] = self._program.rope(rope.inverse_frequencies.tolist(), rope.scale)
+            frequencies = rope.inverse_frequencies.tolist()
+            self._ropes[id(rope)] = self._program.rope(frequencies, rope.scale, rope.interleaved)
         return self._ropes[id(rope)]
+
+
+def _check_heads(k_dim: int, v_dim: int) -> None:
+    if any(dim % 16 or dim > _kernels.MAX_HEAD_DIM for dim in (k_dim, v_dim)):
+        raise UnsupportedError(
+            f"attention heads of {k_dim} key and {v_dim} value dimensions have no kernel; "
+            f"expected multiples of 16, at most {_kernels.MAX_HEAD_DIM}"
+        )
 
 
 def _norm(norm: Norm | None) -> tuple[Float32Array | None, float]:
@@ -336,6 +363,8 @@ def _touched(op: Op) -> tuple[Value, ...]:
             return (op.x, op.out)
         case Attend():
             return (op.q, op.k, op.v, op.out)
+        case AttendLatent():
+            return (op.q, op.latent, op.out)
         case Route():
             return (op.scores,)
         case Experts() | Combine():

@@ -9,8 +9,8 @@ product that writes it), and there are only as many as models need. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,10 @@ Matrix = Any
 """A weight [n_rows, n_cols] in a backend's own form, made by its `matrix` method."""
 
 
-def damaged_scale(label: str) -> ModelFileError:
-    """What a backend raises for the tensor named `label`."""
-    return ModelFileError(
-        f"{label} has an MXFP4 scale of 255, which stands for no number; the file is damaged, so fetch it again"
-    )
+def damaged(label: str, fmt: str) -> ModelFileError:
+    """What a backend raises for the tensor named `label`: an MXFP4 scale of 255, or F8_E4M3 with NaN in it."""
+    what = "an MXFP4 scale of 255, which stands" if fmt == "MXFP4" else f"{fmt} numbers or scales that stand"
+    return ModelFileError(f"{label} has {what} for no number; the file is damaged, so fetch it again")
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,13 @@ class Norm:
 class Rope:
     """Rotary embedding of pairs (i, i + dim / 2): angle = position * inverse_frequency[i], cos and sin * `scale`.
 
-    dim may be less than a head's size: what follows in the head stays as it is.
+    dim may be less than a head's size: what follows in the head stays as it is. interleaved: of pairs (2 i, 2 i + 1)
+    instead, which a backend may put into the other order, as long as it does so to queries and keys alike.
     """
 
     inverse_frequencies: npt.NDArray[np.float64]  # [dim / 2]
     scale: float = 1.0
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,65 @@ class Attend:
 
 
 @dataclass(frozen=True)
+class LatentHeads:
+    """What multi-head latent attention makes of a token's latent, a matrix per head for each purpose.
+
+    `keys` and `values` give the head's key (its part without position) and value; `queries`, the transposed `keys`,
+    give the query that is compared with latents themselves. Source: DeepSeek-V2's report, section 2.1.
+    """
+
+    norm: Norm  # of the latent
+    keys: tuple[Matrix, ...]  # [n_heads] of [k_dim, latent]
+    queries: tuple[Matrix, ...]  # [n_heads] of [latent, k_dim]
+    values: tuple[Matrix, ...]  # [n_heads] of [v_dim, latent]
+
+    @property
+    def k_dim(self) -> int:
+        """A key's size without its rotated part."""
+        return int(self.keys[0].shape[0])
+
+    @property
+    def v_dim(self) -> int:
+        return int(self.values[0].shape[0])
+
+
+@dataclass(frozen=True)
+class AttendLatent:
+    q: Value  # per head: k_dim numbers, then those to be rotated
+    latent: Value  # the latent, then the key's rotated part, which all heads share
+    out: Value  # v_dim per head
+    layer: int
+    heads: LatentHeads
+    kv: KVSpec
+    rope: Rope
+    scale: float
+
+
+@dataclass(frozen=True)
 class Clamp:
     """A gated activation with bounds, as gpt-oss has it: g * sigmoid(alpha * g) * (u + 1), g <= limit, |u| <= limit."""
 
     alpha: float
     limit: float
+
+
+@dataclass(frozen=True, eq=False)
+class Gating:
+    """How experts are chosen from their scores, and how much each of them counts.
+
+    The scores' softmax over all experts, or the sigmoid of each, plus a `bias` that only matters for the choice. With
+    groups of neighbouring experts, only those of the best `n_kept_groups` can be chosen, by the sum of each group's
+    `group_best` best. The chosen ones' weights are those before the bias, divided by their sum if `normalised`, times
+    `scale`. As it stands: the softmax over the chosen.
+    """
+
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalised: bool = True
+    scale: float = 1.0
+    bias: Float32Array | None = field(default=None, repr=False)  # [n_experts]
+    n_groups: int = 1
+    n_kept_groups: int = 1
+    group_best: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,6 +172,7 @@ class Routing:
 @dataclass(frozen=True)
 class Route:
     scores: Value
+    gating: Gating
     out: Routing
 
 
@@ -149,7 +205,7 @@ class Head:
     weight: Matrix
 
 
-Op = Embed | Linear | GatedLinear | Attend | Route | Experts | Combine | Head
+Op = Embed | Linear | GatedLinear | Attend | AttendLatent | Route | Experts | Combine | Head
 
 
 class Ops:
@@ -219,11 +275,24 @@ class Ops:
         self.records.append(Attend(q, k, v, out, layer, q.width // kv.k_dim, kv, rope, scale, sinks, q_norm, k_norm))
         return out
 
-    def route(self, scores: Value, k: int) -> Routing:
-        """The k experts of the highest scores, the first of equals; their weights are the softmax over those k."""
+    def attend_latent(self, q: Value, latent: Value, heads: LatentHeads, *, rope: Rope, scale: float) -> Value:
+        """Append latents to the next layer's KV storage and attend causally to what `heads` makes of them.
+
+        q: per head k_dim numbers and then the rotated ones; latent: a token's latent, not normalised yet, and then the
+        rotated part of its keys.
+        """
+        out = self._value(len(heads.values) * heads.v_dim)
+        layer = len(self.kv_specs)
+        kv = KVSpec("latent", 1, latent.width, 0)
+        self.kv_specs.append(kv)
+        self.records.append(AttendLatent(q, latent, out, layer, heads, kv, rope, scale))
+        return out
+
+    def route(self, scores: Value, k: int, gating: Gating | None = None) -> Routing:
+        """The k experts of the highest scores, the first of equals, and their weights; see Gating."""
         routing = Routing(self._n_routings, scores.width, k)
         self._n_routings += 1
-        self.records.append(Route(scores, routing))
+        self.records.append(Route(scores, gating or Gating(), routing))
         return routing
 
     def experts(
@@ -263,6 +332,8 @@ class Ops:
                     read = weights
                 case GatedLinear(_, _, gate, up):
                     read = (gate, up)
+                case AttendLatent(_, _, _, _, heads):
+                    read = (*heads.queries, *heads.values)
                 case Experts(_, _, routing, gates, ups):
                     read, share = (*gates, *ups), routing.k / routing.n_experts
                 case Combine(_, routing, weights):

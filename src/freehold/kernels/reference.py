@@ -5,7 +5,8 @@ Weights are decoded to float32 and KV is kept in float32. Knows only ops.py's re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,12 @@ from freehold.core import KV_BLOCK, Batch, Float32Array, KVSpec
 from freehold.formats import QTensor
 from freehold.kernels.ops import (
     Attend,
+    AttendLatent,
     Combine,
     Embed,
     Experts,
     GatedLinear,
+    Gating,
     Head,
     Linear,
     Norm,
@@ -25,7 +28,7 @@ from freehold.kernels.ops import (
     Ops,
     Rope,
     Route,
-    damaged_scale,
+    damaged,
 )
 
 
@@ -50,9 +53,10 @@ class ReferenceBackend:
         read: Callable[[], None] | None = None,
     ) -> Float32Array:
         """The numbers as stored: the oracle rounds nothing, whatever `to` says, and needs its source no longer."""
-        if tensor.find_nan_scale():
-            raise damaged_scale(label)
-        return tensor.to_float32()
+        numbers = tensor.to_float32()
+        if tensor.find_nan_scale() or (tensor.format.name == "F8_E4M3" and not np.isfinite(numbers).all()):
+            raise damaged(label, tensor.format.name)
+        return numbers
 
     def table(self, tensor: QTensor) -> Float32Array:
         """The numbers."""
@@ -93,8 +97,10 @@ class ReferenceProgram:
                     values[out.id] = g / (1 + np.exp(-g)) * (inputs @ up.T)
                 case Attend():
                     values[op.out.id] = _attend(op, batch, kv, values[op.q.id], values[op.k.id], values[op.v.id])
-                case Route(scores, routing):
-                    chosen[routing.id] = _choose(values[scores.id], routing.k)
+                case AttendLatent():
+                    values[op.out.id] = _attend_latent(op, batch, kv, values[op.q.id], values[op.latent.id])
+                case Route(scores, gating, routing):
+                    chosen[routing.id] = _choose(values[scores.id], routing.k, gating)
                 case Experts():
                     experts, _ = chosen[op.routing.id]
                     values[op.out.id] = _expert_rows(op, _normalise(values[op.x.id], op.norm), experts)
@@ -121,8 +127,11 @@ def _rotate(x: Float32Array, positions: np.ndarray, rope: Rope) -> Float32Array:
     cos = (np.cos(angles) * rope.scale).astype(np.float32)[:, None]
     sin = (np.sin(angles) * rope.scale).astype(np.float32)[:, None]
     half = len(rope.inverse_frequencies)
-    a, b, rest = np.split(x, [half, 2 * half], axis=-1)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+    first = slice(0, 2 * half, 2) if rope.interleaved else slice(half)
+    second = slice(1, 2 * half, 2) if rope.interleaved else slice(half, 2 * half)
+    a, b, out = x[..., first], x[..., second], x.copy()
+    out[..., first], out[..., second] = a * cos - b * sin, b * cos + a * sin
+    return out
 
 
 def _attend(
@@ -136,32 +145,85 @@ def _attend(
         q, k = _rotate(q, batch.positions, op.rope), _rotate(k, batch.positions, op.rope)
     keys, values = kv.keys[op.layer], kv.values[op.layer]
     out = np.empty((n_tokens, op.n_heads, op.kv.v_dim), np.float32)
+    for mine, positions, slots in _sequences(batch):
+        keys[slots[positions]] = k[mine]
+        values[slots[positions]] = v.reshape(n_tokens, n_kv, op.kv.v_dim)[mine]
+        for h in range(op.n_heads):
+            kv_head = h * n_kv // op.n_heads
+            scores = q[mine, h] @ keys[slots, kv_head].T * np.float32(op.scale)
+            sink = np.float32(-np.inf) if op.sinks is None else op.sinks[h]
+            out[mine, h] = _softmax(scores, positions, op.kv.window, sink) @ values[slots, kv_head]
+    return out.reshape(n_tokens, -1)
+
+
+def _attend_latent(
+    op: AttendLatent, batch: Batch, kv: ReferenceKV, q: Float32Array, latent: Float32Array
+) -> Float32Array:
+    """The plain form: keys and values of every past token are made from its latent anew."""
+    n_tokens, n_heads, k_dim = len(q), len(op.heads.keys), op.heads.k_dim
+    rank = len(op.heads.norm.weight)
+    q = q.reshape(n_tokens, n_heads, -1)
+    q_rotated = _rotate(q[..., k_dim:], batch.positions, op.rope)
+    k_rotated = _rotate(latent[:, None, rank:], batch.positions, op.rope)[:, 0]
+    latent = np.concatenate([_normalise(latent[:, :rank], op.heads.norm), k_rotated], axis=-1)
+    cache = kv.keys[op.layer][:, 0]  # [rows, rank + rotated]
+    out = np.empty((n_tokens, n_heads, op.heads.v_dim), np.float32)
+    for mine, positions, slots in _sequences(batch):
+        cache[slots[positions]] = latent[mine]
+        past, past_rotated = np.split(cache[slots], [rank], axis=-1)
+        for h in range(n_heads):
+            keys, values = past @ op.heads.keys[h].T, past @ op.heads.values[h].T
+            scores = (q[mine, h, :k_dim] @ keys.T + q_rotated[mine, h] @ past_rotated.T) * np.float32(op.scale)
+            out[mine, h] = _softmax(scores, positions) @ values
+    return out.reshape(n_tokens, -1)
+
+
+def _sequences(batch: Batch) -> Iterator[tuple[slice, npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+    """Each sequence's rows of the batch, their positions, and the KV rows of position 0 to its last one."""
     for s in range(len(batch.seq_starts) - 1):
         mine = slice(batch.seq_starts[s], batch.seq_starts[s + 1])
         positions = batch.positions[mine]
         past = np.arange(positions[-1] + 1)
-        slots = batch.block_table[s, past // KV_BLOCK] * KV_BLOCK + past % KV_BLOCK
-        keys[slots[positions]] = k[mine]
-        values[slots[positions]] = v.reshape(n_tokens, n_kv, op.kv.v_dim)[mine]
-        hidden = past > positions[:, None]  # [n_query, n_past]
-        if op.kv.window is not None:
-            hidden |= past <= positions[:, None] - op.kv.window
-        for h in range(op.n_heads):
-            kv_head = h * n_kv // op.n_heads
-            scores = q[mine, h] @ keys[slots, kv_head].T * np.float32(op.scale)
-            scores[hidden] = -np.inf
-            sink = np.float32(-np.inf) if op.sinks is None else op.sinks[h]
-            largest = np.maximum(scores.max(-1, keepdims=True), sink)
-            p = np.exp(scores - largest)
-            out[mine, h] = p / (p.sum(-1, keepdims=True) + np.exp(sink - largest)) @ values[slots, kv_head]
-    return out.reshape(n_tokens, -1)
+        yield mine, positions, batch.block_table[s, past // KV_BLOCK] * KV_BLOCK + past % KV_BLOCK
 
 
-def _choose(scores: Float32Array, k: int) -> tuple[npt.NDArray[np.intp], Float32Array]:
-    order = np.argsort(-scores, axis=-1, kind="stable")[:, :k]  # stable: of equal scores the first
-    best = np.take_along_axis(scores, order, -1)
-    weights = np.exp(best - best[:, :1])
-    return order, weights / weights.sum(-1, keepdims=True)
+def _softmax(
+    scores: Float32Array, positions: npt.NDArray[np.int32], window: int | None = None, sink: Any = -np.inf
+) -> Float32Array:
+    """Over what each query [n_query, n_past] may see, and the sink, whose share is left out."""
+    past = np.arange(scores.shape[1])
+    hidden = past > positions[:, None]
+    if window is not None:
+        hidden |= past <= positions[:, None] - window
+    scores[hidden] = -np.inf
+    largest = np.maximum(scores.max(-1, keepdims=True), np.float32(sink))
+    p = np.exp(scores - largest)
+    shares: Float32Array = p / (p.sum(-1, keepdims=True) + np.exp(np.float32(sink) - largest))
+    return shares
+
+
+def _choose(scores: Float32Array, k: int, gating: Gating) -> tuple[npt.NDArray[np.intp], Float32Array]:
+    """Experts [n_tokens, k], the best first, and their weights."""
+    if gating.score == "sigmoid":
+        shares = 1 / (1 + np.exp(-scores))
+    else:
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+    # Ranked by scores where that is the same order: shares may be equal after rounding where scores are not.
+    same_order = gating.bias is None and gating.group_best == 1
+    ranks = scores if same_order else shares + (0 if gating.bias is None else gating.bias)
+    if gating.n_groups > 1:
+        groups = ranks.reshape(len(ranks), gating.n_groups, -1)
+        best = np.sort(groups, axis=-1)[..., -gating.group_best :].sum(-1)
+        kept = np.argsort(-best, axis=-1, kind="stable")[:, : gating.n_kept_groups]
+        masked = np.full_like(groups, -np.inf)
+        np.put_along_axis(masked, kept[..., None], np.take_along_axis(groups, kept[..., None], 1), 1)
+        ranks = masked.reshape(ranks.shape)
+    order = np.argsort(-ranks, axis=-1, kind="stable")[:, :k]  # stable: of equals the first
+    weights = np.take_along_axis(np.asarray(shares, np.float32), order, -1)
+    if gating.normalised:
+        weights = weights / (weights.sum(-1, keepdims=True) + np.float32(1e-20))
+    return order, weights * np.float32(gating.scale)
 
 
 def _expert_rows(op: Experts, x: Float32Array, experts: npt.NDArray[np.intp]) -> Float32Array:

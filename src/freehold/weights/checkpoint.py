@@ -1,14 +1,14 @@
 """A model as its publisher ships it: weights, config and text files, from a directory or a single file, in one form.
 
 Owns finding the parts and telling the user what is missing. Names and config keys are Hugging Face's, whatever the
-container and layout (`gguf_tensors.py`, `gpt_oss_layout.py`). Reads tensors lazily and knows nothing of models: whether
-the tensors suffice and what the config means is decided there.
+container and layout (`gguf_tensors.py`, `gpt_oss_layout.py`, `fp8_layout.py`). Reads tensors lazily and knows nothing
+of models: whether the tensors suffice and what the config means is decided there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Protocol
@@ -16,16 +16,26 @@ from typing import Any, Literal, NoReturn, Protocol
 from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import QTensor
 from freehold.weights import gpt_oss_config
+from freehold.weights.fp8_layout import Fp8Tensors, holds_fp8, is_fp8
 from freehold.weights.gguf import GGUFFile
 from freehold.weights.gguf_tensors import GGUFTensors
 from freehold.weights.gpt_oss_layout import GptOssTensors, is_original
+from freehold.weights.quantization import check_quantization
 from freehold.weights.quote import naming
+from freehold.weights.refusals import refuse_known
 from freehold.weights.safetensors import INDEX_NAME, SafetensorsShards
 from freehold.weights.strict_json import read_limited, read_object
 
 _MAX_CONFIG_BYTES = 4 << 20
 _MAX_TOKENIZER_CONFIG_BYTES = 64 << 20  # some list every added token
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 _ORIGINAL = "original"  # the directory of gpt-oss's second layout, inside that of the first
 
 
@@ -55,10 +65,12 @@ class Checkpoint:
     kind: Literal["safetensors", "gguf"]
     config: Mapping[str, Any]  # the keys of config.json, also for GGUF
     tensors: TensorSource
-    generation_config: Mapping[str, Any]  # generation_config.json, or empty
+    generation_config: Mapping[str, Any]  # generation_config.json, or what a GGUF file has in its place, or empty
     tokenizer_json: Path | None
     gguf_metadata: Mapping[str, Any] | None  # as in the file; None for safetensors
     chat_template: str | None  # the default template's source
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)  # tokenizer_config.json, or empty
+    tiktoken_model: Path | None = None  # ranks, of publishers who ship no tokenizer.json
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,19 +176,32 @@ def _open_safetensors(path: Path) -> Checkpoint:
                 config = gpt_oss_config.from_original(config)
             text_directories.append(path.parent)
         generation = _find(text_directories, "generation_config.json")
+        tokenizer_config = _tokenizer_config(text_directories)
         return Checkpoint(
             path=path,
             kind="safetensors",
             config=config,
-            tensors=GptOssTensors(shards, config) if config.get("model_type") == "gpt_oss" else shards,
+            tensors=_tensors(shards, config),
             generation_config=read_object(generation, _MAX_CONFIG_BYTES) if generation else {},
             tokenizer_json=_find(text_directories, "tokenizer.json"),
             gguf_metadata=None,
-            chat_template=_chat_template(text_directories),
+            chat_template=_chat_template(text_directories, tokenizer_config),
+            tokenizer_config=tokenizer_config,
+            tiktoken_model=_find(text_directories, "tiktoken.model"),
         )
     except BaseException:
         shards.close()
         raise
+
+
+def _tensors(shards: SafetensorsShards, config: Mapping[str, Any]) -> TensorSource:
+    """The shards' tensors as if each matrix were stored by itself, whole."""
+    if config.get("model_type") == "gpt_oss":
+        return GptOssTensors(shards, config)
+    with naming(shards.directory):
+        refuse_known("model_type", config.get("model_type"))
+        check_quantization(config)
+        return Fp8Tensors(shards) if is_fp8(config) or holds_fp8(shards) else shards
 
 
 def _find(directories: Sequence[Path], name: str) -> Path | None:
@@ -184,22 +209,25 @@ def _find(directories: Sequence[Path], name: str) -> Path | None:
     return next((directory / name for directory in directories if (directory / name).exists()), None)
 
 
-def _chat_template(directories: Sequence[Path]) -> str | None:
+def _tokenizer_config(directories: Sequence[Path]) -> Mapping[str, Any]:
+    found = _find(directories, "tokenizer_config.json")
+    return read_object(found, _MAX_TOKENIZER_CONFIG_BYTES) if found else {}
+
+
+def _chat_template(directories: Sequence[Path], tokenizer_config: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, or the (default) template in tokenizer_config.json, or None."""
     if own_file := _find(directories, "chat_template.jinja"):
         try:
             return read_limited(own_file, _MAX_CONFIG_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ModelFileError(f"{own_file} is not UTF-8: {error}") from error
-    config_file = _find(directories, "tokenizer_config.json")
-    if config_file is None:
-        return None
-    template = read_object(config_file, _MAX_TOKENIZER_CONFIG_BYTES).get("chat_template")
+    template = tokenizer_config.get("chat_template")
     if template is None or isinstance(template, str):
         return template
     if isinstance(template, list) and all(_is_named_template(entry) for entry in template):
         return next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    raise ModelFileError(f"{config_file}: chat_template is neither a string nor a list of {{name, template}}")
+    where = _find(directories, "tokenizer_config.json")
+    raise ModelFileError(f"{where}: chat_template is neither a string nor a list of {{name, template}}")
 
 
 def _is_named_template(entry: Any) -> bool:
@@ -221,8 +249,17 @@ def _open_gguf(path: Path) -> Checkpoint:
         kind="gguf",
         config=tensors.config,
         tensors=tensors,
-        generation_config={},
+        generation_config=_recommended(file.metadata),
         tokenizer_json=None,
         gguf_metadata=file.metadata,
         chat_template=template,
     )
+
+
+def _recommended(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling that a GGUF file recommends, in the words of generation_config.json."""
+    return {
+        key: round(value, 6) if isinstance(value, float) else value  # stored as float32
+        for word, key in _SAMPLING.items()
+        if (value := metadata.get(f"general.sampling.{word}")) is not None
+    }
