@@ -283,10 +283,11 @@ struct Recorded {
     program.add({.kind = Step::HEAD, .linear = op});
   }
   bool run(In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seq_starts, In<int32_t, 2> block_table,
-           In<int32_t, 1> logit_rows, Out<uint16_t, 2> kv, Out<float, 2> logits) {
-    const BatchView batch{tokens.data(),           positions.data(),       seq_starts.data(),      block_table.data(),
-                          logit_rows.data(),       (int)tokens.size(),     (int)seq_starts.size() - 1, (int)block_table.shape(1),
-                          (int)logit_rows.size(),  kv.data(),              (int64_t)kv.shape(1),   logits.data()};
+           In<int32_t, 1> logit_rows, std::optional<In<int32_t, 2>> prompts, Out<uint16_t, 2> kv, Out<float, 2> logits) {
+    const BatchView batch{tokens.data(), positions.data(), seq_starts.data(), block_table.data(), logit_rows.data(),
+                          prompts ? prompts->data() : nullptr, (int)tokens.size(), (int)seq_starts.size() - 1,
+                          (int)block_table.shape(1), (int)logit_rows.size(), kv.data(), (int64_t)kv.shape(1), logits.data()};
+    require(!prompts || (prompts->shape(0) + 1 == seq_starts.size() && prompts->shape(1) == 2), "one prompt per sequence");
     require(positions.size() == tokens.size() && block_table.shape(0) + 1 == seq_starts.size(), "batch arrays do not fit together");
     require(logits.shape(0) == logit_rows.size() && (int64_t)logits.shape(1) == vocab, "logits have the wrong shape");
     require(batch.block_elems >= kv_elems, "KV blocks are too small for this model");
@@ -385,6 +386,6 @@ NB_MODULE(_kernels, m) {
            nb::arg().none(), nb::arg().none(), nb::arg())
       .def("combine", &Recorded::combine, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
       .def("head", &Recorded::head, nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
-      .def("run", &Recorded::run)
+      .def("run", &Recorded::run, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
       .def("interrupt", [](Recorded &self) { self.program.interrupt(); });
 }

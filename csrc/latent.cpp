@@ -3,8 +3,8 @@
 // Plain form: keys and values of a sequence's whole past are made anew, head by head and split by split, and attended to as
 // usual. Absorbed form: a query times the head's key matrix can be compared with latents, and the weighted latents times its
 // value matrix are the output. Plain costs by the length of the past whatever is asked of it, absorbed several times as much
-// per pair of query and position: so prompts are plain, and decoding is absorbed. Which one it is depends only on the
-// sequence's own part of the batch.
+// per pair of query and position: so long prompts are plain, and decoding is absorbed. Which one it is depends on the prompt as a
+// whole, never on how it is cut into batches or on what else is in them.
 #include <algorithm>
 
 #include "program.h"
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int EXPANDED = 128;  // positions whose keys and values are made at once: they stay in the L2 cache
 
-// Whether a sequence with n_past tokens in the cache and n_new in the batch is cheaper in the plain form, in multiplications.
+// Whether a prompt of n_new tokens after n_past in the cache is cheaper in the plain form, in multiplications.
 bool is_plain(const LatentOp &op, int64_t n_past, int64_t n_new) {
   const int64_t expanding = n_past * op.rank * (op.k_dim + op.v_dim);
   const int64_t saved = n_new * (n_past + n_new / 2) * (2 * op.rank - op.k_dim - op.v_dim);
@@ -30,23 +30,23 @@ const uint16_t *block_of(const LatentOp &op, const BatchView &batch, int seq, in
 
 void Program::plan_latent(const BatchView &batch, const LatentOp &op, LatentPlan &plan, std::vector<Tile> &tiles) const {
   plan.plain.clear(), plan.tasks.clear(), plan.absorbed.clear();
-  std::vector<uint8_t> is_left(batch.n_seqs);
+  plan.starts.resize(batch.n_seqs);
   int slot = 0;
   for (int s = 0; s < batch.n_seqs; s++) {
-    const int start = batch.seq_starts[s], n = batch.seq_starts[s + 1] - start, past = batch.positions[start];
-    is_left[s] = is_plain(op, past, n);
-    if (is_left[s]) {
-      plan.plain.push_back({s, slot, past + n});
-      slot = (int)round_up(slot + past + n, TILE_TOKENS);
-    } else {
-      for (int t = start; t < start + n; t++) plan.absorbed.push_back(t);
-    }
+    const int start = batch.seq_starts[s], end = batch.seq_starts[s + 1], pos = batch.positions[start];
+    const int first = batch.prompts ? batch.prompts[2 * s] : pos, last = batch.prompts ? batch.prompts[2 * s + 1] : pos + end - start;
+    const int n_plain = is_plain(op, first, last - first) ? std::clamp(last - pos, 0, end - start) : 0;
+    plan.starts[s] = start + n_plain;
+    for (int t = start + n_plain; t < end; t++) plan.absorbed.push_back(t);
+    if (!n_plain) continue;
+    plan.plain.push_back({s, slot, pos + n_plain});
+    slot = (int)round_up(slot + pos + n_plain, TILE_TOKENS);
   }
-  plan_attention(batch, op.absorbed, is_left, tiles);
+  plan_attention(batch, op.absorbed, plan.starts.data(), tiles);
   const int n_heads = (int)plan.plain.size() * op.n_heads();
   for (int i = 0; i < (int)plan.plain.size(); i++) {
     // The last queries see the most, and with more workers than heads queries are divided as well.
-    const int start = batch.seq_starts[plan.plain[i].seq], end = batch.seq_starts[plan.plain[i].seq + 1];
+    const int start = batch.seq_starts[plan.plain[i].seq], end = plan.starts[plan.plain[i].seq];
     const int parts = std::max(1, pool_->size() / n_heads), size = (end - start + parts - 1) / parts;
     for (int t = start + (end - start - 1) / size * size; t >= start; t -= size)
       for (int h = 0; h < op.n_heads(); h++) plan.tasks.push_back({i, h, t, std::min(size, end - t)});
@@ -129,7 +129,7 @@ void Program::append_latents(const LatentOp &op, const BatchView &batch, int wor
 void Program::prepare_latents(const LatentOp &op, const BatchView &batch, const LatentPlan &plan, int worker) {
   std::vector<float> &latent = workers_[worker].latent;
   for (const auto &sequence : plan.plain) {
-    const Activations x = latents_.view(op.rank, {0, sequence.n_positions, sequence.slot, kernels_.tile_tokens > 0});
+    const Activations x = latents_.view(op.rank, {0, std::max(sequence.n_positions, 2), sequence.slot, kernels_.tile_tokens > 0});
     for (int pos = 0; pos < sequence.n_positions; pos++) {
       if (pos / LANES % pool_->size() != worker) continue;  // as in Program::linear
       kernels_.read_latent(block_of(op, batch, sequence.seq, pos), pos % KV_BLOCK, op.rank + op.rotated, latent.data());

@@ -15,11 +15,6 @@ int n_splits(int n_positions) { return ceil_div(n_positions, KV_SPLIT); }
 // The first split that position `pos` can see any of.
 int first_split(const AttentionOp &op, int pos) { return op.window && pos >= op.window ? (pos - op.window + 1) / KV_SPLIT : 0; }
 
-bool is_split(const AttentionOp &op, const BatchView &batch, int seq) {
-  const int start = batch.seq_starts[seq], pos = batch.positions[start];
-  return batch.seq_starts[seq + 1] - start == 1 && n_splits(pos + 1) - first_split(op, pos) > 1;
-}
-
 }  // namespace
 
 Activations Program::ActivationStore::view(int64_t n_cols, const Run &run) {
@@ -110,7 +105,7 @@ void Program::reserve(const BatchView &batch) {
     if (latent)
       plan_latent(batch, steps_[i].latent, latent_plans_[i], tiles_[i]);
     else
-      plan_attention(batch, op, {}, tiles_[i]);
+      plan_attention(batch, op, batch.seq_starts, tiles_[i]);
   }
   reserve_latent();
   if (partials_.size() < partial_floats) partials_.resize(partial_floats);
@@ -143,14 +138,13 @@ void Program::add_rows(int n, std::vector<Run> &runs) const {
 }
 
 // Pieces of attention work, the longest first. A lone decoded token with a long past is divided by splits.
-void Program::plan_attention(const BatchView &batch, const AttentionOp &op, const std::vector<uint8_t> &is_left,
-                             std::vector<Tile> &tiles) const {
+void Program::plan_attention(const BatchView &batch, const AttentionOp &op, const int32_t *starts, std::vector<Tile> &tiles) const {
   tiles.clear();
   for (int s = 0; s < batch.n_seqs; s++) {
-    if (!is_left.empty() && is_left[s]) continue;
-    const int start = batch.seq_starts[s], n = batch.seq_starts[s + 1] - start;
-    if (is_split(op, batch, s)) {
-      const int pos = batch.positions[start];
+    const int start = starts[s], n = batch.seq_starts[s + 1] - start;
+    if (n == 0) continue;
+    const int pos = batch.positions[start];
+    if (n == 1 && n_splits(pos + 1) - first_split(op, pos) > 1) {
       for (int split = first_split(op, pos); split < n_splits(pos + 1); split++)
         for (int h = 0; h < op.n_kv_heads; h++) tiles.push_back({s, h, start, 1, split});
     } else {
@@ -315,16 +309,16 @@ void Program::merge_decoded(const AttentionOp &op, const BatchView &batch, const
   if (std::none_of(tiles.begin(), tiles.end(), [](const Tile &t) { return t.split >= 0; })) return;
   pool_->barrier().wait();
   const int n_group = op.n_heads / op.n_kv_heads;
-  for (int i = worker; i < batch.n_seqs * op.n_kv_heads; i += pool_->size()) {
-    const int seq = i / op.n_kv_heads, head = i % op.n_kv_heads, token = batch.seq_starts[seq];
-    if (!is_split(op, batch, seq)) continue;
+  int n = 0;
+  for (const auto &[seq, head, token, n_tokens, first] : tiles) {
     const int pos = batch.positions[token];
+    if (first < 0 || first != first_split(op, pos) || n++ % pool_->size() != worker) continue;
     float *p = workers_[worker].state.data();
     const SoftmaxState state{p, p + n_group, p + 2 * n_group};
     std::fill_n(state.max, n_group, MASKED);
     std::fill_n(state.sum, n_group, 0.0f);
     std::fill_n(state.out, (size_t)n_group * op.v_dim, 0.0f);
-    for (int split = first_split(op, pos); split < n_splits(pos + 1); split++)
+    for (int split = first; split < n_splits(pos + 1); split++)
       kernels_.merge_split(state, partial(op, seq, head, split), n_group, op.v_dim);
     float *out = row(op.out, token) + (int64_t)head * n_group * op.v_dim;
     kernels_.finish_rows(state, op.sinks ? op.sinks + head * n_group : nullptr, n_group, n_group, op.v_dim, out, widths_[op.out]);

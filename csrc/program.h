@@ -100,6 +100,7 @@ struct Step {
 
 struct BatchView {
   const int32_t *tokens, *positions, *seq_starts, *block_table, *logit_rows;
+  const int32_t *prompts;      // [n_seqs, 2] first and end positions of what is computed as one prompt; null: of the batch's part
   int n_tokens, n_seqs, max_blocks, n_logits;
   uint16_t *kv;                // [n_blocks, block_elems]: every layer's keys and values of KV_BLOCK tokens
   int64_t block_elems;
@@ -187,11 +188,12 @@ class Program {
   };
 
   struct LatentPlan {  // of one step
-    struct Sequence { int seq, slot, n_positions; };  // in the plain form; its latents are activations from `slot`
+    struct Sequence { int seq, slot, n_positions; };  // with tokens in the plain form; its latents are activations from `slot`
     struct Task { int sequence, head, token, n_tokens; };
     std::vector<Sequence> plain;
     std::vector<Task> tasks;
-    std::vector<int> absorbed;  // tokens
+    std::vector<int> absorbed;        // tokens
+    std::vector<int32_t> starts;      // per sequence, its first absorbed token
   };
 
   void reserve(const BatchView &batch);
@@ -199,8 +201,8 @@ class Program {
   void reserve_experts(const BatchView &batch);
   void plan_runs(const BatchView &batch);
   void add_rows(int n, std::vector<Run> &runs) const;
-  // is_left: per sequence, whether to leave it out; empty: none is.
-  void plan_attention(const BatchView &, const AttentionOp &, const std::vector<uint8_t> &is_left, std::vector<Tile> &tiles) const;
+  // starts: per sequence, its first token of interest; a sequence that has none there is left out.
+  void plan_attention(const BatchView &, const AttentionOp &, const int32_t *starts, std::vector<Tile> &tiles) const;
   void plan_latent(const BatchView &batch, const LatentOp &op, LatentPlan &plan, std::vector<Tile> &tiles) const;
   void work(const BatchView &batch, int worker);
   void embed(const Step &, const BatchView &, int worker);

@@ -13,7 +13,9 @@ from freehold.models.loader import LoadedModel
 from freehold.weights import open_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = ("gpt_oss", "llama", "qwen2", "qwen3", "qwen3_moe")
+LATENT = ("deepseek_v2_lite", "deepseek_v3", "deepseek_v3_fp8")
+"""Those that attend to latents, in another form for a few tokens than for many."""
+FAMILIES = (*LATENT, "glm4_moe", "gpt_oss", "llama", "qwen2", "qwen3", "qwen3_moe")
 
 
 def load_golden(family: str, **options: Any) -> LoadedModel:

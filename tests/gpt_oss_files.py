@@ -36,9 +36,9 @@ class Stored:
         return bits.view(np.float32).reshape(self.shape)
 
 
-def read_golden() -> dict[str, Stored]:
-    """Every tensor of the golden checkpoint, by its published name, read without Freehold."""
-    data = (GOLDEN / "model.safetensors").read_bytes()
+def read_golden(directory: Path = GOLDEN) -> dict[str, Stored]:
+    """Every tensor of a golden checkpoint, by its published name, read without Freehold."""
+    data = (directory / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__")

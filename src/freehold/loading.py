@@ -21,6 +21,7 @@ from freehold.core import SamplingParams
 from freehold.errors import ModelFileError, RequestError, TemplateError
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
+from freehold.hub.usage import Use
 from freehold.models import Precision, Rounding, check_choices, load_model, make_backend, residence, rounding_policy
 from freehold.models.loader import Backend, LoadedModel
 from freehold.packed_cache import PackedCache
@@ -47,6 +48,10 @@ TURN_ENDS = (
     "<|eot_id|>",
     "<|eom_id|>",
     "<end_of_turn>",
+    "<|user|>",  # GLM's turns have no end of their own: the next one's beginning stands for it
+    "<|observation|>",
+    "[EOT]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
 """Control tokens that end an assistant's turn in the chat formats we render. They are added to what the files name:
 where one source of stop ids replaces another, models run on into a second turn."""
@@ -79,9 +84,9 @@ def load(
     """
     check_choices(precision, weights)
     chosen = settings.load()
-    machine = detect(chosen)
-    store = Store(chosen.home)
+    machine, store = detect(chosen), Store(chosen.home)
     name, path = _locate(model if model is not None else chosen.model or DEFAULT_MODEL, store, progress, note)
+    use = Use(path, store)
     n_threads = machine.n_threads if threads is None else threads
     start = time.perf_counter()
     kept = packed_cache and chosen.packed and precision != "reference"
@@ -114,7 +119,7 @@ def load(
             n_threads=n_threads,
             load_seconds=time.perf_counter() - start,
             step_bytes=loaded.step_bytes,
-            on_close=loaded.close,
+            on_close=partial(_close, loaded, use),
             packed=packed,
             rounded=made.rounded,
         )
@@ -150,9 +155,16 @@ def _load_both(
 
 def load_text(checkpoint: Checkpoint) -> Text:
     """What the checkpoint says about text."""
-    if checkpoint.tokenizer_json is None and checkpoint.gguf_metadata is None:
+    sources = checkpoint.tokenizer_json, checkpoint.gguf_metadata, checkpoint.tiktoken_model
+    if sources == (None, None, None):
         return None, None, SamplingParams()  # weights alone serve `logits`
-    tokenizer = load_tokenizer(checkpoint.tokenizer_json, checkpoint.gguf_metadata, checkpoint.config)
+    tokenizer = load_tokenizer(
+        checkpoint.tokenizer_json,
+        checkpoint.gguf_metadata,
+        checkpoint.config,
+        tokenizer_config=checkpoint.tokenizer_config,
+        tiktoken_model=checkpoint.tiktoken_model,
+    )
     chat_format = _chat_format(checkpoint, tokenizer)
     wishes = checkpoint.generation_config
     if not wishes and chat_format is not None:
@@ -230,6 +242,11 @@ class _TextThread:
         if self._error is not None:
             raise self._error
         return self._loaded
+
+
+def _close(loaded: LoadedModel, use: Use) -> None:
+    loaded.close()
+    use.release()
 
 
 def _file_bytes(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def in_chunks(program: LatentProgram, n: int, chunk: int) -> np.ndarray:
-    """The outputs of a sequence of n tokens, computed `chunk` tokens at a time."""
+def in_chunks(program: LatentProgram, n: int, chunk: int, prompt: tuple[int, int] | None = None) -> np.ndarray:
+    """The outputs of a sequence of n tokens, computed `chunk` tokens at a time; `prompt` as in Batch.prompts."""
+    prompts = None if prompt is None else np.array([prompt], np.int32)
     kv, table, parts = program.new_kv(), batch([(0, n)]).block_table, []
     for start in range(0, n, chunk):
         size = min(chunk, n - start)
         step = batch([(start, size)], tokens=range(start, start + size))
-        parts.append(program.run(type(step)(step.tokens, step.positions, step.seq_starts, table, step.logit_rows), kv))
+        parts.append(program.run(replace(step, block_table=table, prompts=prompts), kv))
     return np.concatenate(parts)
 
 
@@ -43,7 +45,7 @@ def test_both_forms_equal_numpy(isa: str, shape: dict[str, Any]) -> None:
     n = 70 if isa == "scalar" else 300
     expected = LatentProgram(ReferenceBackend(), n, **shape).run(batch([(0, n)]))
     program = LatentProgram(NativeBackend(2, isa), n, **shape)
-    tolerance = 1e-2 if isa == "amx" else 6e-3  # the cache is bf16, and so are keys and values made of it
+    tolerance = 1e-2 if isa == "amx" else 1e-3  # the cache is f16, and so are keys and values made of it
     assert relative(program.run(batch([(0, n)])), expected) <= tolerance  # plain
     assert relative(in_chunks(program, n, 1), expected) <= tolerance  # absorbed
     assert relative(in_chunks(program, n, 37), expected) <= tolerance  # plain at first, absorbed later
@@ -53,10 +55,26 @@ def test_the_forms_agree_over_several_splits() -> None:
     n = 700
     program = LatentProgram(NativeBackend(2), n)
     whole = program.run(batch([(0, n)]))
-    assert relative(in_chunks(program, n, 129), whole) <= 5e-3
+    tolerance = 1e-2 if ISAS[-1] == "amx" else 1e-3
+    assert relative(in_chunks(program, n, 129), whole) <= tolerance
     alone = in_chunks(program, n, 1)
-    assert relative(alone, whole) <= 5e-3
+    assert relative(alone, whole) <= tolerance
     assert not np.array_equal(alone, whole)  # they are two forms indeed
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 32, 290, 300])
+def test_chunks_of_a_prompt_give_the_same_bits(chunk: int) -> None:
+    """A prompt of 280 tokens and what was said after it, which one step of a recomputation may hold together."""
+    program = LatentProgram(NativeBackend(2), 300)
+    steps = in_chunks(program, 300, 280, prompt=(0, 280))
+    assert np.array_equal(in_chunks(program, 300, chunk, prompt=(0, 280)), steps)
+    assert not np.array_equal(in_chunks(program, 300, chunk, prompt=(0, 300))[280:], steps[280:])
+
+
+def test_a_short_prompt_after_a_long_past_is_absorbed() -> None:
+    program = LatentProgram(NativeBackend(2), 400)
+    alone = in_chunks(program, 400, 1)
+    assert np.array_equal(in_chunks(program, 400, 8, prompt=(392, 400)), alone)
 
 
 def test_company_and_threads_give_the_same_bits() -> None:
@@ -81,12 +99,12 @@ def test_decoding_in_company_gives_the_same_bits() -> None:
     table = np.concatenate([full.block_table, np.full((3, 1), 0, np.int32)], axis=1)
     for s in range(3):
         table[s] = np.arange(s * table.shape[1], (s + 1) * table.shape[1])
-    program.run(type(full)(full.tokens, full.positions, full.seq_starts, table, full.logit_rows), kv)
+    program.run(replace(full, block_table=table), kv)
     step = batch([(n, 1) for n in pasts], tokens=[5, 6, 7])
-    together = program.run(type(step)(step.tokens, step.positions, step.seq_starts, table, step.logit_rows), kv)
+    together = program.run(replace(step, block_table=table), kv)
     for s, n in enumerate(pasts):
         one = batch([(n, 1)], tokens=[5 + s])
-        alone = program.run(type(one)(one.tokens, one.positions, one.seq_starts, table[s : s + 1], one.logit_rows), kv)
+        alone = program.run(replace(one, block_table=table[s : s + 1]), kv)
         assert np.array_equal(alone[0], together[s])
 
 

@@ -119,7 +119,9 @@ def test_interrupted_passes_leave_no_trace(
     model: LoadedModel, prompts: list[list[int]], alone: dict[str, list[list[int]]]
 ) -> None:
     disturbed = Disturbed(model)
-    with Engine(disturbed, EngineConfig(n_blocks=64, max_batch_tokens=100)) as engine:
+    # What is left of a cached prompt is too short for the plain form of latent attention: other last bits.
+    config = EngineConfig(n_blocks=64, max_batch_tokens=100, prefix_cache=model.kv_specs[0].kind != "latent")
+    with Engine(disturbed, config) as engine:
         for _ in range(3):
             running = [engine.submit(p, GREEDY) for p in prompts]
             assert [[token.id for token in generation] for generation in running] == alone["greedy"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from golden_models import FAMILIES, agreement, expected_of, load_golden, mean_kl, step
+from golden_models import FAMILIES, LATENT, agreement, expected_of, load_golden, mean_kl, step
 from kernel_programs import VECTOR_ISAS
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
@@ -44,8 +44,12 @@ def test_step_by_step_equals_prefill(family: str, monkeypatch: pytest.MonkeyPatc
     model, ids = load_golden(family), expected_of(family)["input_ids"]
     whole = step(model, ids, 0, model.new_kv(8))
     kv = model.new_kv(8)
-    for i in range(len(ids)):
-        assert np.array_equal(step(model, ids[i : i + 1], i, kv)[0], whole[i])
+    steps = np.array([step(model, ids[i : i + 1], i, kv)[0] for i in range(len(ids))])
+    if family in LATENT:
+        assert mean_kl(whole, steps) <= 1e-5
+        assert agreement(whole, steps) >= 0.99
+    else:
+        assert np.array_equal(whole, steps)
 
 
 @pytest.mark.parametrize("isa", VECTOR_ISAS[:-1])

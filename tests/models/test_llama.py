@@ -68,7 +68,7 @@ def with_config(directory: Path, change: dict[str, Any]) -> Path:
 def test_configs_that_do_not_fit_are_refused(
     tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with open_checkpoint(with_config(tmp_path, change)) as checkpoint, pytest.raises(error, match=message):
+    with pytest.raises(error, match=message), open_checkpoint(with_config(tmp_path, change)) as checkpoint:
         load_model(checkpoint)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from freehold.errors import ModelFileError, UnsupportedError
-from freehold.models import load_model
+from freehold.models import load_model, residence
 from freehold.models.common import Config, read_context, read_rope
 from freehold.weights import open_checkpoint
 from golden_models import GOLDEN, expected_of, load_golden, step
+from plain_models import golden_weights, logits
 from qwen_files import golden_config, with_config
 
 
@@ -43,6 +44,7 @@ def test_keys_that_change_nothing(tmp_path: Path, family: str, change: dict[str,
         ("qwen3", {"rms_norm_eps": 0.1}),
         ("qwen3", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}),
         ("qwen3_moe", {"num_experts_per_tok": 3}),
+        ("qwen3_moe", {"norm_topk_prob": False}),
     ],
 )
 def test_keys_that_change_the_logits(tmp_path: Path, family: str, change: dict[str, Any]) -> None:
@@ -69,8 +71,7 @@ def test_keys_that_change_the_logits(tmp_path: Path, family: str, change: dict[s
         ("qwen3", {"max_position_embeddings": None}, ModelFileError, "max_position_embeddings"),
         ("qwen3", {"model_type": "qwen3_next"}, UnsupportedError, "'qwen3_next' is not implemented"),
         ("qwen3_moe", {"model_type": "qwen2_moe"}, UnsupportedError, "'qwen2_moe' is not implemented"),
-        ("qwen3_moe", {"norm_topk_prob": False}, UnsupportedError, "norm_topk_prob"),
-        ("qwen3_moe", {"norm_topk_prob": None}, UnsupportedError, "norm_topk_prob"),
+        ("qwen3_moe", {"norm_topk_prob": 1}, ModelFileError, "norm_topk_prob"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, UnsupportedError, "decoder_sparse_step"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, UnsupportedError, "mlp_only_layers"),
         ("qwen3_moe", {"shared_expert_intermediate_size": 64}, UnsupportedError, "shared_expert_intermediate_size"),
@@ -83,8 +84,27 @@ def test_keys_that_change_the_logits(tmp_path: Path, family: str, change: dict[s
 def test_configs_that_do_not_fit_are_refused(
     tmp_path: Path, family: str, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with open_checkpoint(with_config(tmp_path, family, **change)) as checkpoint, pytest.raises(error, match=message):
+    with pytest.raises(error, match=message), open_checkpoint(with_config(tmp_path, family, **change)) as checkpoint:
         load_model(checkpoint)
+
+
+@pytest.mark.parametrize("norm", [False, None])
+def test_weights_of_experts_as_the_softmax_gives_them(tmp_path: Path, norm: bool | None) -> None:
+    """Without norm_topk_prob, which is also meant where it is absent, against the model in float64."""
+    expected = logits(
+        golden_config("qwen3_moe") | {"norm_topk_prob": False},
+        golden_weights("qwen3_moe"),
+        expected_of("qwen3_moe")["input_ids"],
+    )
+    np.testing.assert_allclose(logits_with(tmp_path, "qwen3_moe", norm_topk_prob=norm), expected, atol=2e-3)
+
+
+def test_an_embedding_that_is_not_the_head_stays_in_its_file() -> None:
+    with open_checkpoint(GOLDEN / "qwen2") as checkpoint:
+        embedding = checkpoint.get("model.embed_tokens.weight").n_bytes
+        assert residence(checkpoint).n_bytes == checkpoint.n_bytes - embedding
+    with open_checkpoint(GOLDEN / "qwen3") as checkpoint:
+        assert residence(checkpoint).n_bytes == checkpoint.n_bytes
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])

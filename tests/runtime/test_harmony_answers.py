@@ -235,11 +235,13 @@ def test_logits_that_are_no_numbers_end_one_answer_only(poison: float) -> None:
 def test_a_tokenizer_that_speaks_harmony_decides(
     monkeypatch: pytest.MonkeyPatch, wishes: dict[str, Any], temperature: float
 ) -> None:
-    monkeypatch.setattr("freehold.loading.load_tokenizer", lambda *files: HarmonyByteTokenizer())
+    monkeypatch.setattr("freehold.loading.load_tokenizer", lambda *files, **more: HarmonyByteTokenizer())
     checkpoint: Any = SimpleNamespace(
         path=Path("m"),
         tokenizer_json=Path("t"),
         gguf_metadata=None,
+        tiktoken_model=None,
+        tokenizer_config={},
         config={},
         chat_template="{{",
         generation_config=wishes,

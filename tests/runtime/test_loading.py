@@ -171,9 +171,15 @@ def test_damaged_weights_leave_no_thread_behind(
 
 
 def test_a_broken_template_names_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freehold.loading.load_tokenizer", lambda *files: ByteTokenizer())
+    monkeypatch.setattr("freehold.loading.load_tokenizer", lambda *files, **more: ByteTokenizer())
     checkpoint: Any = SimpleNamespace(
-        path="some.gguf", tokenizer_json=None, gguf_metadata={}, config={}, chat_template="{% for %}"
+        path="some.gguf",
+        tokenizer_json=None,
+        gguf_metadata={},
+        tiktoken_model=None,
+        tokenizer_config={},
+        config={},
+        chat_template="{% for %}",
     )
     with pytest.raises(TemplateError, match=r"some\.gguf: .*line 1"):
         load_text(checkpoint)

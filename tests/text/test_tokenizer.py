@@ -185,6 +185,8 @@ PIECES = {
     "smollm": ["I", "'ll", " pay", " ", "1", "2", "3", "4", " €", " now", "\n\n", " x"],
     "llama-bpe": ["I", "'ll", " pay", " ", "123", "4", " €", " now", "\n\n", " x"],
     "qwen2": ["I", "'ll", " pay", " ", "1", "2", "3", "4", " €", " now", "\n\n", " x"],
+    "glm4": ["I", "'ll", " pay", " ", "123", "4", " €", " now", "\n\n", " x"],
+    "deepseek-llm": ["I", "'", "ll", " pay", " ", "1", "2", "3", "4", " ", "€", " now", "\n", "\n", " x"],
     "deepseek-v3": ["I", "'ll", " pay", " ", "123", "4", " €", " now", "\n\n", " x"],
     "gpt-4o": ["I'll", " pay", " ", "123", "4", " €", " now", "\n\n", " x"],
 }
@@ -207,6 +209,15 @@ def test_deepseek_cuts_cjk_runs_apart() -> None:
     text = "abc世界カタdef"
     spans = [span for _, span in pre_tokenizer(CUTS["deepseek-v3"]).pre_tokenize_str(text)]
     assert [text[start:end] for start, end in spans] == ["abc", "世界カタ", "def"]
+
+
+def test_deepseek_v2_cuts_by_script() -> None:
+    """Its class of punctuation runs from ':' to '~', ASCII letters included: an accent ends a word."""
+    words = ["Don", "'", "t", " caf", "é", "你好", " world", " ", "5", "\uff0c", "世界", "。", "안녕", " привет"]
+    pieces = [*words, "\r", "\n", "\treturn", "  "]
+    text = "".join(pieces)
+    spans = [span for _, span in pre_tokenizer(CUTS["deepseek-llm"]).pre_tokenize_str(text)]
+    assert [text[start:end] for start, end in spans] == pieces
 
 
 def test_gpt_4o_cuts_by_case_and_keeps_slashes() -> None:

@@ -13,16 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from freehold.hub.catalog import load_catalog
 from freehold.text.tokenizer import load_tokenizer
 from freehold.weights import open_checkpoint
 from freehold.weights.synth import SHAPES, containers, plan_files, write_checkpoint
 from freehold.weights.synth.numbers import Bits
 from freehold.weights.synth.tensors import Stored
 from gguf_files import permute_like_llama_cpp
+from synth_files import read_gguf, read_safetensors
 from tiny_shapes import tiny
 
-Arrays = dict[str, npt.NDArray[Any]]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 FAMILIES = ("smollm2", "gpt-oss-20b")
 
@@ -31,35 +30,10 @@ def tensors_of(files: Any) -> list[Stored]:
     return [part for file in files for part in file.parts if isinstance(part, Stored)]
 
 
-def read_safetensors(directory: Path) -> Arrays:
-    """Every tensor as stored, read without Freehold: bfloat16 as float32."""
-    found: Arrays = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        data = path.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__")
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            raw = np.frombuffer(data[8 + length + begin : 8 + length + end], np.uint8)
-            if entry["dtype"] == "BF16":
-                raw = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-            found[name] = raw.reshape(entry["shape"])
-    return found
-
-
 def decode_pairs(blocks: npt.NDArray[Any], scales: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """MXFP4 as Hugging Face stores it: numbers 2b and 2b + 1 in byte b."""
     pairs = np.stack([E2M1[blocks & 15], E2M1[blocks >> 4]], axis=-1).reshape(*scales.shape, 32)
     return np.asarray(np.ldexp(pairs, scales.astype(int)[..., None] - 127)).reshape(*scales.shape[:-1], -1)
-
-
-def read_gguf(path: Path) -> Arrays:
-    """Every tensor as numbers, read by PyPI `gguf`."""
-    reader = gguf.GGUFReader(path)
-    return {
-        t.name: gguf.quants.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1].tolist()) for t in reader.tensors
-    }
 
 
 @pytest.mark.parametrize(
@@ -90,14 +64,6 @@ def test_the_usual_gguf() -> None:
     assert found["blk.23.ffn_up_exps.weight"] == ("MXFP4", (32, 2880, 2880))
     assert found["blk.0.attn_k.weight"] == ("Q8_0", (512, 2880))
     assert found["blk.0.ffn_gate_inp.weight"] == ("F32", (32, 2880))
-
-
-def test_every_model_has_a_catalogue_entry() -> None:
-    assert {entry.name for entry in load_catalog().values() if entry.shapes} == set(SHAPES)
-    for name in ("gpt-oss-20b", "gpt-oss-120b"):
-        assert load_catalog()[name].n_bytes == sum(
-            t.n_bytes for t in tensors_of(plan_files(SHAPES[name], "safetensors"))
-        )
 
 
 def test_both_containers_hold_the_same_gpt_oss(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def _build_step(work: list[tuple[Sequence, int]]) -> Step:
     positions = np.empty(n_tokens, np.int32)
     seq_starts = np.zeros(len(work) + 1, np.int32)
     block_table = np.full((len(work), max(len(s.blocks) for s, _ in work)), -1, np.int32)
+    prompts = np.empty((len(work), 2), np.int32)
     sampled, logit_rows = [], []
     end = 0
     for row, (sequence, n_new) in enumerate(work):
@@ -210,9 +211,12 @@ def _build_step(work: list[tuple[Sequence, int]]) -> Step:
         tokens[start:end] = sequence.tokens(first, first + n_new)
         positions[start:end] = np.arange(first, first + n_new)
         seq_starts[row + 1] = end
+        if sequence.prompt_start is None:
+            sequence.prompt_start = first
+        prompts[row] = sequence.prompt_start, sequence.n_prompt
         block_table[row, : len(sequence.blocks)] = sequence.blocks
         if n_new == sequence.n_pending:
             sampled.append(sequence)
             logit_rows.append(end - 1)
-    batch = Batch(tokens, positions, seq_starts, block_table, np.array(logit_rows, np.int32))
+    batch = Batch(tokens, positions, seq_starts, block_table, np.array(logit_rows, np.int32), prompts)
     return Step(batch, work, sampled)

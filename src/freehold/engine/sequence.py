@@ -40,6 +40,7 @@ class Sequence:
         self.n_computed = 0
         self.blocks = array(_INT32)  # in order of position; covers at least n_computed tokens
         self.n_published = 0  # leading blocks already offered to the prefix index
+        self.prompt_start: int | None = None  # the first position that was computed, once one is
         self.n_cached = 0  # prompt tokens that did not have to be computed for the first generated one
         self.cancelled = False
         self.finish: FinishReason | None = None

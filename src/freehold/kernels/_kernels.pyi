@@ -121,6 +121,7 @@ class Program:
         seq_starts: _I32,
         block_table: _I32,
         logit_rows: _I32,
+        prompts: _I32 | None,
         kv: npt.NDArray[np.uint16],
         logits: _F32,
         /,

@@ -223,8 +223,9 @@ class NativeProgram:
         logits = np.empty((len(batch.logit_rows), self._n_vocab), np.float32)
         try:
             done = self._program.run(
-                batch.tokens, batch.positions, batch.seq_starts, batch.block_table, batch.logit_rows, kv.data, logits
-            )
+                batch.tokens, batch.positions, batch.seq_starts, batch.block_table, batch.logit_rows, batch.prompts,
+                kv.data, logits,
+            )  # fmt: skip
         except ValueError as error:
             raise KernelError(f"the batch does not fit the model: {error}") from error
         if not done:

@@ -11,13 +11,14 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
-from freehold.errors import RequestError, UnsupportedError
+from freehold.errors import FreeholdError, RequestError, UnsupportedError
 from freehold.formats import FORMATS
 from freehold.kernels import NativeBackend, ReferenceBackend
-from freehold.models import gpt_oss, llama, qwen
+from freehold.models import deepseek, glm, gpt_oss, llama, qwen
 from freehold.models.common import Config
-from freehold.models.loader import Backend, Kept, LoadedModel, Loader, Progress, Weights, rounded_format, stays_in_file
-from freehold.models.outline import Shapes, check_tensors
+from freehold.models.loader import Backend, Kept, LoadedModel, Loader, Progress, rounded_format, stays_in_file
+from freehold.models.outline import Stored, UsedWeights, used_weights
+from freehold.weights.refusals import refusal
 
 Precision = Literal["reference", "exact", "fast"]
 """reference: numpy in float32, the oracle. exact: the kernels; they keep weights exact, except on the amx level,
@@ -27,11 +28,11 @@ Rounding = Literal["int8", "native"]
 """int8: the bfloat16 matrices that a family names in ROUNDED are packed as Q8_0, blocks of 32 with a scale each.
 native: every weight stays as published. The reference precision rounds nothing either way."""
 
-_MODULES: tuple[Any, ...] = (gpt_oss, llama, qwen)
+_MODULES: tuple[Any, ...] = (deepseek, glm, gpt_oss, llama, qwen)
 FAMILIES = {model_type: family for family in _MODULES for model_type in family.MODEL_TYPES}
 
 
-class CheckpointLike(Weights, Shapes, Protocol):
+class CheckpointLike(Stored, Protocol):
     """Tensors and the config that gives them meaning."""
 
     @property
@@ -67,10 +68,10 @@ def load_model(
     not fit the config, RequestError for an unknown precision.
     """
     check_choices(precision, rounding)
-    backend = backend or make_backend(precision, n_threads, checkpoint.n_bytes)
     family = _family(checkpoint)
-    check_tensors(family, Config(checkpoint.config, str(checkpoint.path)), checkpoint)
-    loader = Loader(checkpoint, backend, progress, family.ROUNDED if rounding == "int8" else (), kept)
+    used = used_weights(family, Config(checkpoint.config, str(checkpoint.path)), checkpoint)
+    backend = backend or make_backend(precision, n_threads, used.n_bytes)
+    loader = Loader(used, backend, progress, family.ROUNDED if rounding == "int8" else (), kept)
     ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
     return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
 
@@ -84,20 +85,28 @@ class Residence:
 
 
 def residence(checkpoint: CheckpointLike, precision: Precision = "exact", rounding: Rounding = "int8") -> Residence:
-    """What loading makes of a checkpoint's weights: as stored, rounded, left in the file, or float32 for the oracle."""
-    if precision == "reference":
-        return Residence(sum(4 * math.prod(checkpoint.shape(name)) for name in checkpoint.names))
+    """What loading makes of a checkpoint's weights: as stored, rounded, left in the file, or float32 for the oracle.
+
+    Raises UnsupportedError for an architecture. What does not fit its config, which `load_model` refuses, is counted as
+    it is stored.
+    """
     family = _family(checkpoint)
+    try:
+        used = used_weights(family, Config(checkpoint.config, "the config"), checkpoint)
+    except FreeholdError:
+        used = UsedWeights(checkpoint, checkpoint.names)
+    if precision == "reference":
+        return Residence(sum(4 * math.prod(used.shape(name)) for name in used.names))
     rounded = family.ROUNDED if rounding == "int8" else ()
-    n_bytes, n_before, n_after = checkpoint.n_bytes, 0, 0
-    for name in checkpoint.names:
-        if not name.endswith((*rounded, *family.TABLES)):
+    n_bytes, n_before, n_after = used.n_bytes, 0, 0
+    for name in used.names:
+        if not (name.endswith(rounded) or name in used.tables):
             continue
-        tensor = checkpoint.get(name)
+        tensor = used.get(name)
         if to := rounded_format(name, tensor, rounded):
             n_before += tensor.n_bytes
             n_after += math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
-        elif name.endswith(family.TABLES) and stays_in_file(tensor):
+        elif name in used.tables and stays_in_file(tensor):
             n_bytes -= tensor.n_bytes
     if not n_before:
         return Residence(n_bytes)
@@ -115,10 +124,7 @@ def _family(checkpoint: CheckpointLike) -> Any:
     model_type = checkpoint.config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        raise UnsupportedError(
-            f"{checkpoint.path}: model_type {model_type!r} is not implemented; "
-            f"implemented: {', '.join(sorted(FAMILIES))}"
-        )
+        raise UnsupportedError(f"{checkpoint.path}: {refusal('model_type', model_type, sorted(FAMILIES))}")
     return family
 
 

@@ -136,20 +136,30 @@ def read_context(config: Config) -> int:
     return max(context, int(min(original * scaling.get("factor", float), 1 << 30)))
 
 
-def read_rope(config: Config, head_dim: int, factors: Float32Array | None = None) -> Rope:
-    """Rotary frequencies of the kinds "default", "linear", "llama3" and "yarn".
+def read_rope(
+    config: Config,
+    dim: int,
+    factors: Float32Array | None = None,
+    *,
+    interleaved: bool = False,
+    partial: bool = False,
+) -> Rope:
+    """Rotary frequencies of the kinds "default", "linear", "llama3" and "yarn", for `dim` rotated dimensions.
 
-    factors: [head_dim / 2] divisors stored in the file (GGUF's rope_freqs), which then replace the scaling section.
+    factors: [dim / 2] divisors stored in the file (GGUF's rope_freqs), which then replace the scaling section.
+    interleaved: the family rotates pairs of neighbours. partial: it rotates a part of each head, and knows which.
     Source: the formulas of transformers' modeling_rope_utils.
     """
     parameters = config.section("rope_parameters", "rope_scaling")
     nested = parameters.get("rope_theta", float, 0.0) if parameters else 0.0
     theta = config.get("rope_theta", float, 0.0) or nested or 10000.0
-    config.require("partial_rotary_factor", 1.0)
-    config.require("rope_interleaved", False)
+    if not partial:
+        config.require("partial_rotary_factor", 1.0)
+    for key in ("rope_interleave", "rope_interleaved"):
+        config.require(key, interleaved)
     if not (math.isfinite(theta) and theta > 0):
         raise ModelFileError(f"rope_theta is {theta}; expected a positive number")
-    inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    inverse = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
     scale = 1.0
     if factors is not None:
         inverse = inverse / factors.astype(np.float64)
@@ -157,7 +167,7 @@ def read_rope(config: Config, head_dim: int, factors: Float32Array | None = None
         inverse, scale = _scaled(inverse, parameters, theta)
     if not (np.isfinite(inverse).all() and (inverse > 0).all()):
         raise ModelFileError("the rotary frequencies of this config are not positive numbers")
-    return Rope(inverse, scale)
+    return Rope(inverse, scale, interleaved)
 
 
 def _scaled(

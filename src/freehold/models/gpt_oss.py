@@ -33,9 +33,6 @@ ROUNDED = (HEAD, *(f"{name}.weight" for name in (Q, K, V, OUT)))
 """Published in bfloat16, read whole for every token, and packed as Q8_0 unless the caller wants the native form.
 Experts keep their MXFP4 exactly; the router, which decides between close scores, and the embedding stay bfloat16."""
 
-TABLES = (EMBED,)
-"""Looked up row by row; left in the file where that has them in bfloat16."""
-
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 

@@ -23,7 +23,6 @@ from freehold.models.loader import Loader
 
 _, MISTRAL, SMOLLM3 = MODEL_TYPES = ("llama", "mistral", "smollm3")
 ROUNDED = ()  # every weight stays as published
-TABLES = ()  # the embedding is packed, because most often it is the head as well
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."
@@ -128,7 +127,8 @@ def record(config: Config, loader: Loader) -> tuple[Ops, LlamaConfig]:
     """Load the weights and record the forward pass."""
     c = LlamaConfig.read(config, loader)
     kv = KVSpec("full", c.n_kv_heads, c.head_dim, c.head_dim)
-    embedding = loader.matrix(EMBED, c.vocab_size, c.hidden_size)
+    tied = c.tied and HEAD not in loader
+    embedding = (loader.matrix if tied else loader.table)(EMBED, c.vocab_size, c.hidden_size)
 
     ops = Ops()
     x = ops.embed(embedding)
@@ -139,7 +139,6 @@ def record(config: Config, loader: Loader) -> tuple[Ops, LlamaConfig]:
         x = ops.linear_add(attended, layer.o, x, layer.o_bias)
         active = ops.gated_linear(x, layer.gate, layer.up, norm=layer.mlp_norm)
         x = ops.linear_add(active, layer.down, x)
-    tied = c.tied and HEAD not in loader
     head = embedding if tied else loader.matrix(HEAD, c.vocab_size, c.hidden_size)
     ops.head(x, head, norm=loader.norm(FINAL_NORM, c.hidden_size, c.eps))
     return ops, c

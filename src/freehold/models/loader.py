@@ -7,7 +7,7 @@ file format.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -125,6 +125,34 @@ class Loader:
         self._count(name, tensor, sum(map(self._backend.n_bytes, matrices)))
         return matrices
 
+    def parts(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        sizes: Mapping[str, tuple[int, int, int]],
+        cut: Callable[[QTensor], Mapping[str, Sequence[QTensor]]],
+    ) -> dict[str, tuple[Matrix, ...]]:
+        """Groups of matrices that `cut` makes of one tensor, packed as they are, whatever else is rounded.
+
+        sizes: of each group, how many matrices it has, their rows and their columns.
+        """
+        self._require(name)
+        groups: dict[str, tuple[Matrix, ...]] = {}
+        for group, size in sizes.items():
+            if self._kept is not None and (found := self._kept.find(f"{name}:{group}", *size)):
+                groups[group] = found
+        if groups.keys() == sizes.keys():
+            resident = self._resident(groups)
+            self._add(math.prod(shape), resident, resident)
+            return groups
+        tensor = self._get(name, shape)
+        for group, parts in cut(tensor).items():
+            if group not in groups:
+                groups[group] = tuple(self._backend.matrix(part, None, f"tensor {name!r}") for part in parts)
+                self._keep(f"{name}:{group}", groups[group])
+        self._count(name, tensor, self._resident(groups))
+        return groups
+
     def table(self, name: str, n_rows: int, n_cols: int) -> Matrix:
         """A matrix of which only rows are looked up. In bfloat16 it stays in its file, paged in as it is used."""
         tensor = self._get(name, (n_rows, n_cols))
@@ -156,6 +184,9 @@ class Loader:
             resident = sum(map(self._backend.n_bytes, found))
             self._add(n * n_rows * n_cols, resident, resident)
         return found
+
+    def _resident(self, groups: Mapping[str, Sequence[Matrix]]) -> int:
+        return sum(self._backend.n_bytes(matrix) for matrices in groups.values() for matrix in matrices)
 
     def _keep(self, name: str, matrices: Sequence[Matrix]) -> None:
         if self._kept is not None:

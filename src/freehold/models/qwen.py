@@ -8,8 +8,8 @@
          s = W_router t                               Qwen3-MoE, in place of the MLP: the top k experts
     logits = W_head rms(x)
 
-Qwen2.5, QwQ and what DeepSeek-R1 was distilled into are Qwen2 in form. The published MoE models take a softmax over all
-experts and divide it by its sum over the chosen ones, which is the softmax over the chosen.
+Qwen2.5, QwQ and what DeepSeek-R1 was distilled into are Qwen2 in form. Published MoE models divide the softmax over all
+experts by its sum over the chosen ones, as norm_topk_prob says, which makes it the softmax over the chosen.
 
 Source: the technical reports of Qwen2 and Qwen3, transformers' modeling_qwen2, modeling_qwen3 and modeling_qwen3_moe;
 rotation is of half-split pairs.
@@ -20,23 +20,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freehold.core import Float32Array, KVSpec
-from freehold.errors import ModelFileError, UnsupportedError
-from freehold.kernels import Matrix, Norm, Ops, Rope, Value
+from freehold.kernels import Gating, Matrix, Norm, Ops, Rope, Value
+from freehold.models.blocks import FeedForward, MixtureShape
 from freehold.models.common import Config, read_context, read_rope
 from freehold.models.loader import Loader
 
 QWEN2, _, QWEN3_MOE = MODEL_TYPES = ("qwen2", "qwen3", "qwen3_moe")
 ROUNDED = ()  # every weight stays as published
-TABLES = ()  # the embedding is packed, because in the small models it is the head as well
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."
 ATTN_NORM, MLP_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 Q, K, V, OUT = (f"self_attn.{x}_proj" for x in "qkvo")
 Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
-GATE, UP, DOWN = (f"mlp.{x}_proj.weight" for x in ("gate", "up", "down"))
-ROUTER = "mlp.gate.weight"
-GATES, UPS, DOWNS = (f"mlp.experts.{x}_proj.weight" for x in ("gate", "up", "down"))
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,7 @@ class QwenConfig:
 
     vocab_size: int
     hidden_size: int
-    inner_size: int  # of the MLP, or of each expert
-    n_experts: int  # 0: an MLP
-    n_chosen: int
+    feed_forward: FeedForward
     n_layers: int
     n_heads: int
     n_kv_heads: int
@@ -69,17 +63,12 @@ class QwenConfig:
         config.require("use_sliding_window", False)
         config.ignore("sliding_window")  # void without the key above
         config.choices("layer_types", ("full_attention",), default=[])
-        if kind == QWEN3_MOE:
-            inner, n_experts, n_chosen = _read_experts(config)
-        else:
-            inner, n_experts, n_chosen = config.size("intermediate_size"), 0, 0
+        n_layers = config.size("num_hidden_layers", most=1024)
         read = QwenConfig(
             vocab_size=config.size("vocab_size"),
             hidden_size=hidden,
-            inner_size=inner,
-            n_experts=n_experts,
-            n_chosen=n_chosen,
-            n_layers=config.size("num_hidden_layers", most=1024),
+            feed_forward=_read_mixture(config) if kind == QWEN3_MOE else _read_mlp(config, n_layers),
+            n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=config.size("num_key_value_heads"),
             head_dim=head_dim,
@@ -93,19 +82,23 @@ class QwenConfig:
         return read
 
 
-def _read_experts(config: Config) -> tuple[int, int, int]:
-    """The experts' inner size, their number, and how many a token goes to. Every layer has experts."""
+def _read_mlp(config: Config, n_layers: int) -> FeedForward:
+    return FeedForward(n_layers, config.size("intermediate_size"), mixture=None)
+
+
+def _read_mixture(config: Config) -> FeedForward:
+    """Every layer has experts."""
     config.require("decoder_sparse_step", 1)
     config.require("mlp_only_layers", [])
-    if not config.get("norm_topk_prob", bool, False):
-        raise UnsupportedError("config key 'norm_topk_prob' is false or absent, which is not implemented (only true)")
     for key in ("intermediate_size", "router_aux_loss_coef", "output_router_logits"):
         config.ignore(key)
-    n_experts = config.size("num_experts", default=config.get("num_local_experts", int, 0) or None, most=4096)
-    n_chosen = config.size("num_experts_per_tok", most=4096)
-    if n_chosen > n_experts:
-        raise ModelFileError(f"num_experts_per_tok is {n_chosen}; the model has {n_experts} experts")
-    return config.size("moe_intermediate_size"), n_experts, n_chosen
+    mixture = MixtureShape(
+        n_experts=config.size("num_experts", default=config.get("num_local_experts", int, 0) or None, most=4096),
+        n_chosen=config.size("num_experts_per_tok", most=4096),
+        inner_size=config.size("moe_intermediate_size"),
+        gating=Gating(normalised=config.get("norm_topk_prob", bool, False)),
+    )
+    return FeedForward(0, 0, mixture)
 
 
 @dataclass(frozen=True)
@@ -139,67 +132,19 @@ class Attention:
         return ops.linear_add(attended, self.out, x)
 
 
-@dataclass(frozen=True)
-class Mlp:
-    """One layer's MLP."""
-
-    norm: Norm
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-
-    @staticmethod
-    def load(loader: Loader, at: str, c: QwenConfig) -> Mlp:
-        return Mlp(
-            norm=loader.norm(at + MLP_NORM, c.hidden_size, c.eps),
-            gate=loader.matrix(at + GATE, c.inner_size, c.hidden_size),
-            up=loader.matrix(at + UP, c.inner_size, c.hidden_size),
-            down=loader.matrix(at + DOWN, c.hidden_size, c.inner_size),
-        )
-
-    def record(self, ops: Ops, x: Value, c: QwenConfig) -> Value:
-        return ops.linear_add(ops.gated_linear(x, self.gate, self.up, norm=self.norm), self.down, x)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """One layer's mixture of experts, of which there is a matrix each."""
-
-    norm: Norm
-    router: Matrix
-    gates: tuple[Matrix, ...]
-    ups: tuple[Matrix, ...]
-    downs: tuple[Matrix, ...]
-
-    @staticmethod
-    def load(loader: Loader, at: str, c: QwenConfig) -> Mixture:
-        n, hidden, inner = c.n_experts, c.hidden_size, c.inner_size
-        return Mixture(
-            norm=loader.norm(at + MLP_NORM, hidden, c.eps),
-            router=loader.matrix(at + ROUTER, n, hidden),
-            gates=loader.experts(at + GATES, n, inner, hidden),
-            ups=loader.experts(at + UPS, n, inner, hidden),
-            downs=loader.experts(at + DOWNS, n, hidden, inner),
-        )
-
-    def record(self, ops: Ops, x: Value, c: QwenConfig) -> Value:
-        (scores,) = ops.linear(x, [self.router], norm=self.norm)
-        routing = ops.route(scores, c.n_chosen)
-        return ops.combine(ops.experts(x, routing, self.gates, self.ups, norm=self.norm), routing, self.downs, x)
-
-
 def record(config: Config, loader: Loader) -> tuple[Ops, QwenConfig]:
     """Load the weights and record the forward pass."""
     c = QwenConfig.read(config)
-    embedding = loader.matrix(EMBED, c.vocab_size, c.hidden_size)
+    tied = c.tied and HEAD not in loader
+    embedding = (loader.matrix if tied else loader.table)(EMBED, c.vocab_size, c.hidden_size)
 
     ops = Ops()
     x = ops.embed(embedding)
     for index in range(c.n_layers):
         at = LAYER.format(index)
         x = Attention.load(loader, at, c).record(ops, x, c)
-        x = (Mixture if c.n_experts else Mlp).load(loader, at, c).record(ops, x, c)
-    tied = c.tied and HEAD not in loader
+        norm = loader.norm(at + MLP_NORM, c.hidden_size, c.eps)
+        x = c.feed_forward.load(loader, index, at, c.hidden_size).record(ops, x, norm)
     head = embedding if tied else loader.matrix(HEAD, c.vocab_size, c.hidden_size)
     ops.head(x, head, norm=loader.norm(FINAL_NORM, c.hidden_size, c.eps))
     return ops, c

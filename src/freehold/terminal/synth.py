@@ -7,11 +7,18 @@ from pathlib import Path
 from freehold.errors import RequestError
 from freehold.hub.catalog import get_entry, load_catalog
 from freehold.terminal.console import Progress
-from freehold.weights.synth import SHAPES, Container, write_checkpoint
+from freehold.weights.synth import SHAPES, Container, Quant, write_checkpoint
 
 
 def write_model(
-    name: str, directory: Path, *, layers: int | None, seed: int, container: Container, tokenizer: Path | None
+    name: str,
+    directory: Path,
+    *,
+    layers: int | None,
+    seed: int,
+    container: Container,
+    quant: Quant,
+    tokenizer: Path | None,
 ) -> Path:
     """As `write_checkpoint`, by name. Raises NotFoundError for an unknown name, RequestError for unknown shapes."""
     entry = get_entry(name)
@@ -25,6 +32,7 @@ def write_model(
             layers=layers,
             seed=seed,
             container=container,
+            quant=quant,
             tokenizer=tokenizer,
             progress=progress,
         )

@@ -77,6 +77,13 @@ def numbered(messages: Sequence[Message], shaped: Sequence[Shaped]) -> None:
             written["tool_call_id"] = ids[message.tool_call_id]
 
 
+def deeply_sorted(value: Any) -> Any:
+    """Tools with the keys of every object in order, as the tokenizer class of Kimi's publisher gives them to it."""
+    if isinstance(value, Mapping):
+        return {key: deeply_sorted(value[key]) for key in sorted(value, key=str)}
+    return [deeply_sorted(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def switched(options: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The options with the reasoning effort "none" as the switch that a template has instead of efforts, if any."""
     switch = None if re.search(r"\breasoning_effort\b", source) else _SWITCH.search(source)

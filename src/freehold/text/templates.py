@@ -21,7 +21,7 @@ from freehold.text.plain_parser import PlainParser
 from freehold.text.request import ChatRequest
 from freehold.text.tagged_parser import TaggedParser
 from freehold.text.template_grammar import tagged_grammar
-from freehold.text.template_history import CallShape, call_shape, numbered, switched
+from freehold.text.template_history import CallShape, call_shape, deeply_sorted, numbered, switched
 from freehold.text.template_replay import SampledTurn, Span, edged, located
 from freehold.text.tokenizer import Tokenizer
 
@@ -154,6 +154,7 @@ class ChatTemplate:
         shaped = [shape.shaped(message) for message in messages]
         if self.style.calls is not None and self.style.calls.numbered:
             numbered(messages, shaped)
+            tools = None if tools is None else deeply_sorted(tools)
         for message in shaped:
             if message["role"] == "developer" and not self._knows_developer:
                 message["role"] = "system"

@@ -1,6 +1,6 @@
 """Text to token ids and back, byte for byte.
 
-Owns the Tokenizer made from a tokenizer.json or from GGUF metadata, and the decoder for ids that come one at a time.
+Owns the Tokenizer, made from a tokenizer.json, GGUF metadata or Kimi's ranks, and the decoder for ids one at a time.
 Content and control are kept apart: `encode` gives a control token only where `special=True` asks for it. The BPE itself
 is the `tokenizers` library's. Knows nothing of messages, templates, models or how files are read.
 """
@@ -12,11 +12,13 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from freehold.errors import ModelFileError, RequestError, UnsupportedError
 from freehold.text.bytelevel import cut_named, pre_tokenizer, text_bytes
 from freehold.text.literals import Literals
+from freehold.text.tiktoken_ranks import kimi_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -130,21 +132,60 @@ class IncrementalDecoder:
 
 
 def load_tokenizer(
-    tokenizer_json: Path | None, gguf_metadata: Mapping[str, Any] | None, config: Mapping[str, Any]
+    tokenizer_json: Path | None,
+    gguf_metadata: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    *,
+    tokenizer_config: Mapping[str, Any] = MappingProxyType({}),
+    tiktoken_model: Path | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a checkpoint: its tokenizer.json as it is, else built from GGUF metadata.
+    """The tokenizer of a checkpoint: its tokenizer.json as it is, else built from GGUF metadata, or from Kimi's ranks.
 
-    `config` (Hugging Face keys) supplies vocab_size, bos_token_id and eos_token_id. Raises ModelFileError for a
-    malformed one, UnsupportedError for a kind that is not byte-level BPE or whose pre-tokeniser is not known.
+    `config` (Hugging Face keys) supplies vocab_size, bos_token_id and eos_token_id. `tokenizer_config` (of
+    tokenizer_config.json) names the first of the end tokens and, where it has the key, the BOS: publishers' configs of
+    models tuned from other models are out of date there. Raises ModelFileError for a malformed one, UnsupportedError
+    for a kind that is not byte-level BPE or whose pre-tokeniser is not known.
     """
     if tokenizer_json is not None:
-        return _from_json(tokenizer_json, config)
+        return _tokenizer(_from_json(tokenizer_json), config, tokenizer_config)
     if gguf_metadata is not None:
         return _from_gguf(gguf_metadata, config)
+    if tiktoken_model is not None:
+        n_ids = _count(config, 0) or None
+        return _tokenizer(kimi_tokenizer(tiktoken_model, tokenizer_config, n_ids), config, tokenizer_config)
     raise ModelFileError("the model has no tokenizer; expected a tokenizer.json beside it, or one in its GGUF file")
 
 
-def _from_json(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+def _tokenizer(full: tokenizers.Tokenizer, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> Tokenizer:
+    added = {token.content: id for id, token in full.get_added_tokens_decoder().items()}
+    vocab_size = _count(config, max(full.get_vocab_size(), *(id + 1 for id in added.values()), 0))
+    bos = _ids(config, ("bos_token_id",), vocab_size)
+    if "bos_token" in tokenizer_config:
+        bos = _named(tokenizer_config, "bos_token", added)
+    eos = [*_named(tokenizer_config, "eos_token", added), *_ids(config, ("eos_token_id",), vocab_size)]
+    # Hugging Face's class for Llama heeds this key, and then no post-processor need say it; other classes do not.
+    told = tokenizer_config.get("add_bos_token") is True and "Llama" in str(tokenizer_config.get("tokenizer_class"))
+    return Tokenizer(
+        full,
+        vocab_size=vocab_size,
+        bos_id=bos[0] if bos else None,
+        eos_ids=list(dict.fromkeys(eos)),
+        add_bos=bool(bos) and (told or _first_added(full) == bos[0]),
+    )
+
+
+def _named(tokenizer_config: Mapping[str, Any], key: str, added: Mapping[str, int]) -> list[int]:
+    """The id of the token that tokenizer_config.json names under `key`, as a text or an object; none if it does not."""
+    value = tokenizer_config.get(key)
+    text = value.get("content") if isinstance(value, Mapping) else value
+    if text is None:
+        return []
+    if not isinstance(text, str):
+        _fail(f"tokenizer_config.json: {key} is {str(value)[:60]!r}", "a text, or an object with its content")
+    return [added[text]] if text in added else []
+
+
+def _from_json(path: Path) -> tokenizers.Tokenizer:
     import tokenizers
     from tokenizers import decoders, models
 
@@ -165,16 +206,7 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> Tokenizer:
     # A stored truncation or padding setting would silently change prompts.
     full.no_truncation()
     full.no_padding()
-    n_ids = max(full.get_vocab_size(), *(id + 1 for id in full.get_added_tokens_decoder()), 0)
-    vocab_size = _count(config, n_ids)
-    bos = _ids(config, ("bos_token_id",), vocab_size)
-    return Tokenizer(
-        full,
-        vocab_size=vocab_size,
-        bos_id=bos[0] if bos else None,
-        eos_ids=_ids(config, ("eos_token_id",), vocab_size),
-        add_bos=bool(bos) and _first_added(full) == bos[0],
-    )
+    return full
 
 
 def _first_added(full: tokenizers.Tokenizer) -> int | None:

@@ -13,10 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from freehold.errors import UnsupportedError
 from freehold.formats import QTensor
-from freehold.weights.gguf_words import COMMON_KEYS, COMMON_NEUTRAL, Words, translate_names
-from freehold.weights.quote import quote
+from freehold.weights.gguf_words import COMMON_KEYS, COMMON_NEUTRAL, YARN_BETAS, YARN_NEUTRAL, Words, translate_names
 
 _MODULE_NAMES: Mapping[str, str] = {
     "token_embd": "model.embed_tokens",
@@ -46,13 +44,9 @@ _EXPERTS: Mapping[str, str] = {
     "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
 }
-_KEYS = COMMON_KEYS | {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
+_KEYS = COMMON_KEYS | YARN_BETAS
 _EXPERT_KEYS = {"expert_count", "expert_used_count", "expert_feed_forward_length"}
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    **COMMON_NEUTRAL,
-    "rope.scaling.yarn_attn_factor": (1.0,),
-    "rope.scaling.yarn_ext_factor": (1.0,),
-}
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {**COMMON_NEUTRAL, **YARN_NEUTRAL}
 _NO_EXPERTS: Mapping[str, tuple[Any, ...]] = {"expert_count": (0,), "expert_used_count": (0,)}
 _SOFTMAX: Mapping[str, tuple[Any, ...]] = {  # over all experts, divided by its sum over the chosen ones
     "expert_gating_func": (1,),
@@ -94,13 +88,7 @@ def tensor_names(names: Iterable[str], metadata: Mapping[str, Any]) -> dict[str,
     """Hugging Face name to GGUF name, in the given order; errors as in `translate_names`."""
     words = Words(metadata, metadata["general.architecture"])
     kind = _KINDS[words.architecture]
-    found = translate_names(names, words, _MODULE_NAMES, kind.layer_modules)
-    for ours, theirs in found.items():
-        if ours.endswith(".bias") and not ours.endswith(kind.biases):
-            raise UnsupportedError(
-                f"the tensor {quote(theirs)} is not part of the {words.architecture} architecture in Freehold"
-            )
-    return found
+    return translate_names(names, words, _MODULE_NAMES, kind.layer_modules, kind.biases)
 
 
 def config_from_metadata(metadata: Mapping[str, Any], names: Collection[str], vocab_rows: int) -> dict[str, Any]:
@@ -114,8 +102,7 @@ def config_from_metadata(metadata: Mapping[str, Any], names: Collection[str], vo
     config = words.common_config(names, vocab_rows)
     scaling = config["rope_scaling"]
     if scaling is not None and scaling["rope_type"] == "yarn":
-        scaling["beta_fast"] = words.number("rope.scaling.yarn_beta_fast", 32.0)
-        scaling["beta_slow"] = words.number("rope.scaling.yarn_beta_slow", 1.0)
+        scaling |= words.yarn_betas()
     config |= {"architectures": [kind.class_name], "model_type": kind.model_type, "hidden_act": "silu"}
     if kind.model_type == "qwen3_moe":
         config |= {

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import QTensor
-from freehold.weights import gguf_gpt_oss, gguf_llama, gguf_qwen
+from freehold.weights import gguf_deepseek, gguf_glm, gguf_gpt_oss, gguf_llama, gguf_qwen
 from freehold.weights.gguf import GGUFFile
 from freehold.weights.quote import naming, quote
+from freehold.weights.refusals import refusal
 
 
 class Architecture(Protocol):
@@ -38,6 +39,8 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt-oss": gguf_gpt_oss,
     **dict.fromkeys(gguf_llama.ARCHITECTURES, gguf_llama),
     **dict.fromkeys(gguf_qwen.ARCHITECTURES, gguf_qwen),
+    gguf_deepseek.ARCHITECTURE: gguf_deepseek,
+    gguf_glm.ARCHITECTURE: gguf_glm,
 }
 
 
@@ -93,6 +96,5 @@ def _architecture(metadata: Mapping[str, Any]) -> Architecture:
     if not isinstance(name, str):
         raise ModelFileError("there is no general.architecture; expected the name of the model's family")
     if name not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise UnsupportedError(f"the model is of architecture {quote(name)}; Freehold reads GGUF files of: {known}")
+        raise UnsupportedError(refusal("the architecture", name, _ARCHITECTURES))
     return _ARCHITECTURES[name]

@@ -15,6 +15,7 @@ import numpy as np
 from freehold.errors import ModelFileError, UnsupportedError
 from freehold.weights.quote import quote
 
+_LAYER = re.compile(r"blk\.(?P<layer>0|[1-9][0-9]{0,8})\.")
 _TENSOR_NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,8})\.)?(?P<module>[a-z_]+)\.(?P<kind>weight|bias)")
 
 _TOKEN_IDS: Mapping[str, tuple[str, ...]] = {  # what ends a text, a turn and a message: Hugging Face lists all as eos
@@ -29,12 +30,19 @@ COMMON_KEYS = frozenset({
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
 })  # fmt: skip
 """Keys that `Words.common_config` reads."""
+YARN_BETAS = frozenset({"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"})
+"""Keys that `Words.yarn_betas` reads."""
 COMMON_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.finetuned": (True, False),  # a note about how the model was made
 }
 """Keys that change the maths, unless they have one of these values."""
+YARN_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+}
+"""The same for architectures that may have YaRN."""
 
 
 class Words:
@@ -61,17 +69,30 @@ class Words:
                 expected = " or ".join(map(repr, neutral[key]))
                 raise UnsupportedError(f"the GGUF key {quote(name)} is {quote(value)}; Freehold implements {expected}")
 
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model itself; `block_count` also counts the MTP layers behind them, which predict further."""
+        n_blocks, n_mtp = self.count("block_count"), self.count("nextn_predict_layers", 0, least=0)
+        if n_mtp >= n_blocks:
+            raise ModelFileError(
+                f"{self._name('nextn_predict_layers')} is {n_mtp}; expected less than block_count, {n_blocks}"
+            )
+        return n_blocks - n_mtp
+
     def common_config(self, names: Collection[str], vocab_rows: int) -> dict[str, Any]:
+        """The keys of config.json that decoders have whose heads are all of one kind. `names` are Hugging Face's."""
+        config = self.decoder_config(names, vocab_rows)
+        return config | {"head_dim": self._head_dim(config["hidden_size"], config["num_attention_heads"])}
+
+    def decoder_config(self, names: Collection[str], vocab_rows: int) -> dict[str, Any]:
         """The keys of config.json that every decoder has. `names` are Hugging Face's."""
         heads = self.count("attention.head_count")
-        hidden = self.count("embedding_length")
         config = {
-            "hidden_size": hidden,
+            "hidden_size": self.count("embedding_length"),
             "intermediate_size": self.count("feed_forward_length"),
-            "num_hidden_layers": self.count("block_count"),
+            "num_hidden_layers": self.n_layers,
             "num_attention_heads": heads,
             "num_key_value_heads": self.count("attention.head_count_kv", heads),
-            "head_dim": self._head_dim(hidden, heads),
             "max_position_embeddings": self.count("context_length"),
             "vocab_size": self.count("vocab_size", vocab_rows),
             "rms_norm_eps": self.number("attention.layer_norm_rms_epsilon"),
@@ -82,9 +103,26 @@ class Words:
         }
         return config | self._token_ids()
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1 to 2^31 - 1."""
-        return self._whole_number(self._name(key), least=1, default=default)
+    def yarn_betas(self, fast: float = 32.0) -> dict[str, float]:
+        """YaRN's two bounds, in rotations; `fast` is what its key means where it is absent."""
+        return {
+            "beta_fast": self.number("rope.scaling.yarn_beta_fast", fast),
+            "beta_slow": self.number("rope.scaling.yarn_beta_slow", 1.0),
+        }
+
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number from `least` to 2^31 - 1."""
+        return self._whole_number(self._name(key), least=least, default=default)
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
+        name = self._name(key)
+        value = self._metadata.get(name, default)
+        if value is None:
+            raise ModelFileError(f"the GGUF key {name!r} is missing")
+        if type(value) is not bool:
+            raise ModelFileError(f"the GGUF key {name!r} is {quote(value)}; expected true or false")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive float32, as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
@@ -145,26 +183,47 @@ class Words:
 
 
 def translate_names(
-    names: Iterable[str], words: Words, modules: Mapping[str, str], layer_modules: Mapping[str, str]
+    names: Iterable[str],
+    words: Words,
+    modules: Mapping[str, str],
+    layer_modules: Mapping[str, str],
+    biases: tuple[str, ...] = ("",),
 ) -> dict[str, str]:
-    """Hugging Face name to GGUF name, in the given order, by tables of module names.
+    """Hugging Face name to GGUF name, in the given order, by tables of module names; MTP layers are left out.
 
-    Raises UnsupportedError for a tensor the architecture does not have, ModelFileError for one of a layer too many.
+    A table's entry with an ending, like `x.bias`, gives that tensor's whole name. `biases` are the endings that other
+    biases' names, Hugging Face's, may have. Raises UnsupportedError for a tensor the architecture does not have,
+    ModelFileError for one of a layer too many.
     """
-    n_layers = words.count("block_count")
+    n_layers, n_blocks = words.n_layers, words.count("block_count")
     result: dict[str, str] = {}
     for name in names:
-        match = _TENSOR_NAME.fullmatch(name)
-        layer = match["layer"] if match else None
-        table = modules if layer is None else layer_modules
-        if match is None or match["module"] not in table:
+        in_layer = _LAYER.match(name)
+        layer = int(in_layer["layer"]) if in_layer else None
+        if layer is not None and n_layers <= layer < n_blocks:
+            continue
+        ours = _translated(name, modules if layer is None else layer_modules, biases)
+        if ours is None:
             raise UnsupportedError(
                 f"the tensor {quote(name)} is not part of the {words.architecture} architecture in Freehold"
             )
-        if layer is not None and int(layer) >= n_layers:
+        if layer is not None and layer >= n_blocks:
             raise ModelFileError(
-                f"the tensor {quote(name)} belongs to layer {layer}, but {words.architecture}.block_count is {n_layers}"
+                f"the tensor {quote(name)} belongs to layer {layer}, but {words.architecture}.block_count is {n_blocks}"
             )
-        prefix = "" if layer is None else f"model.layers.{layer}."
-        result[f"{prefix}{table[match['module']]}.{match['kind']}"] = name
+        result[ours if layer is None else f"model.layers.{layer}.{ours}"] = name
     return result
+
+
+def _translated(name: str, table: Mapping[str, str], biases: tuple[str, ...]) -> str | None:
+    """Hugging Face's name without its layer; None if the table has none."""
+    match = _TENSOR_NAME.fullmatch(name)
+    if match is None:
+        return None
+    module, kind = match["module"], match["kind"]
+    if whole := table.get(f"{module}.{kind}"):
+        return whole
+    if module not in table:
+        return None
+    ours = f"{table[module]}.{kind}"
+    return ours if kind == "weight" or ours.endswith(biases) else None

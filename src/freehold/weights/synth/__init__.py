@@ -1,7 +1,8 @@
 """Checkpoints with a published model's exact shapes, formats and file layout, and random weights.
 
 For measuring and testing where the model itself has not been downloaded. Owns the list of models, the order of writing
-and what is left behind: everything or nothing. A new model is an entry of SHAPES; a new family is a file like llama.py.
+and what is left behind: everything or nothing. A new model is an entry of its family's MODELS; a new family is a file
+like llama.py.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from types import MappingProxyType
 from typing import Literal
 
 from freehold.errors import RequestError, ResourceError
+from freehold.weights.synth import deepseek, glm, gpt_oss, llama, qwen
 from freehold.weights.synth.containers import PlannedFile, gguf_file, json_file, safetensors_files
-from freehold.weights.synth.gpt_oss import GPT_OSS_20B, GPT_OSS_120B
-from freehold.weights.synth.llama import SMOLLM2_135M
 from freehold.weights.synth.published import Published
-from freehold.weights.synth.tensors import for_gguf, for_safetensors
+from freehold.weights.synth.tensors import for_gguf, for_safetensors, in_four_bits
 from freehold.weights.synth.vocabulary import TokenizerFiles, gguf_keys, read_tokenizer
 
 Container = Literal["safetensors", "gguf"]
+Quant = Literal["q8_0", "q4_k"]
+"""The format that a GGUF file has most matrices in. The numbers are whole ones of as many bits, in every container."""
 
 SHAPES: Mapping[str, Published] = MappingProxyType(
-    {"smollm2": SMOLLM2_135M, "gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}
+    {**llama.MODELS, **gpt_oss.MODELS, **qwen.MODELS, **deepseek.MODELS, **glm.MODELS}
 )
 """Every model that can be written, by its name in the catalogue."""
 
 DISK_MARGIN = 64 << 20
 """Bytes left free on the disk."""
+
+_FILE_TYPES: Mapping[Quant, int] = {"q8_0": 7, "q4_k": 14}
+"""llama.cpp's numbers for what a file mostly holds."""
 
 
 def write_checkpoint(
@@ -39,15 +44,16 @@ def write_checkpoint(
     layers: int | None = None,
     seed: int = 0,
     container: Container = "safetensors",
+    quant: Quant = "q8_0",
     tokenizer: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a model into `directory`, which is absent or empty; returns the path to open, a directory or a .gguf file.
 
-    `layers` keeps only the first ones. A tensor's numbers depend on `seed` and its name only, so both containers and
-    every number of layers hold the same. `tokenizer` is the real model's tokenizer.json or a directory with it.
-    `progress` gets the bytes done and in all. Interrupted, nothing is left; killed, `directory` is as it was and
-    DIRECTORY.incomplete remains beside it. Raises RequestError, ResourceError, and what `read_tokenizer` raises.
+    `layers` keeps only the first ones. A tensor's numbers depend on `seed`, `quant` and its name only, so both
+    containers and every number of layers hold the same. `tokenizer` is the real model's tokenizer.json or a directory
+    with it. `progress` gets the bytes done and in all. Interrupted, nothing is left; killed, `directory` is as it was
+    and DIRECTORY.incomplete remains beside it. Raises RequestError, ResourceError, and what `read_tokenizer` raises.
     """
     if layers is not None and not 1 <= layers <= published.n_layers:
         raise RequestError(f"{layers} layers were asked for; {published.title} has 1 to {published.n_layers}")
@@ -56,7 +62,7 @@ def write_checkpoint(
     published = published.cut(layers or published.n_layers)
     target = _vacant(directory)
     files = read_tokenizer(tokenizer, published.config["vocab_size"]) if tokenizer is not None else None
-    plan = plan_files(published, container, seed, files)
+    plan = plan_files(published, container, seed, files, quant)
     try:
         _require_space(published, plan, target)
         _write_all(plan, target, progress)
@@ -66,11 +72,17 @@ def write_checkpoint(
 
 
 def plan_files(
-    published: Published, container: Container, seed: int = 0, tokenizer: TokenizerFiles | None = None
+    published: Published,
+    container: Container,
+    seed: int = 0,
+    tokenizer: TokenizerFiles | None = None,
+    quant: Quant = "q8_0",
 ) -> Sequence[PlannedFile]:
     """Every file of the checkpoint, its size known, its numbers not made yet."""
     note = f"The shapes of {published.title} with random weights, seed {seed}"
     tensors = published.tensors(published.config)
+    if quant == "q4_k":
+        tensors = map(in_four_bits, tensors)
     if container == "gguf":
         keys = {
             "general.architecture": published.architecture,
@@ -78,6 +90,7 @@ def plan_files(
             "general.name": f"{published.title} (random weights)",
             "general.description": note,
             "general.license": published.licence.lower(),
+            "general.file_type": _FILE_TYPES[quant],
             "general.quantization_version": 2,
             **published.gguf_keys(published.config),
             **gguf_keys(published, tokenizer),

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from freehold.weights.synth.numbers import Codes, Floats, Mxfp4, Numbers
+from freehold.weights.synth.codes import Codes
+from freehold.weights.synth.numbers import Floats, Mxfp4, Numbers
 from freehold.weights.synth.published import Config, Published, llama_cpp_keys
 from freehold.weights.synth.tensors import Tensor
 
@@ -159,5 +160,7 @@ def _published(title: str, n_layers: int, n_experts: int) -> Published:
     )
 
 
-GPT_OSS_20B = _published("gpt-oss-20b", n_layers=24, n_experts=32)
-GPT_OSS_120B = _published("gpt-oss-120b", n_layers=36, n_experts=128)
+MODELS = {
+    "gpt-oss-20b": _published("gpt-oss-20b", n_layers=24, n_experts=32),
+    "gpt-oss-120b": _published("gpt-oss-120b", n_layers=36, n_experts=128),
+}

@@ -1,6 +1,7 @@
-"""The Llama family: configs as published, tensors with the scale of their numbers, GGUF keys.
+"""The Llama family: configs as published, tensors, GGUF keys.
 
-Source: the config.json of HuggingFaceTB/SmolLM2-135M-Instruct; llama.cpp's loader and converter of "llama".
+Sources: the config.json of HuggingFaceTB/SmolLM2-135M-Instruct and of meta-llama's Llama-3.1-8B-Instruct and
+Llama-3.2-Instruct; llama.cpp's loader and converter of "llama".
 """
 
 from __future__ import annotations
@@ -8,54 +9,50 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from freehold.weights.synth.numbers import Codes, Floats
+import numpy as np
+
+from freehold.weights.synth.blocks import gated_mlp, grouped_attention, head_size, norm, whole_model
+from freehold.weights.synth.numbers import Given
 from freehold.weights.synth.published import Config, Published, llama_cpp_keys
 from freehold.weights.synth.tensors import Tensor
 
 _ARCHITECTURE = "llama"
-_NORM = Floats(1.0, 0.05)
-_LOGITS_STD = 2.0
 
 
 def _tensors(config: Config) -> Iterator[Tensor]:
-    hidden, vocab = config["hidden_size"], config["vocab_size"]
-    assert config["tie_word_embeddings"], "an untied head is not written yet"
-    embedding = Codes(_LOGITS_STD * hidden**-0.5)  # it is the head as well
-    yield Tensor("model.embed_tokens.weight", ("token_embd.weight",), (vocab, hidden), embedding)
-    for layer in range(config["num_hidden_layers"]):
-        yield from _layer(config, f"model.layers.{layer}.", f"blk.{layer}.")
-    yield Tensor("model.norm.weight", ("output_norm.weight",), (hidden,), _NORM)
+    if config["rope_scaling"]:
+        factors = _rope_factors(config)
+        yield Tensor("", ("rope_freqs.weight",), (len(factors),), Given(factors))
+    yield from whole_model(config, _layer)
 
 
-def _layer(config: Config, prefix: str, gguf_prefix: str) -> Iterator[Tensor]:
-    """A product over n inputs of order 1 with weights of 1 / sqrt(n) is of order 1 again."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head_dim = hidden // config["num_attention_heads"]
-    kv_rows = config["num_key_value_heads"] * head_dim
-    yield Tensor(f"{prefix}input_layernorm.weight", (f"{gguf_prefix}attn_norm.weight",), (hidden,), _NORM)
-    yield Tensor(f"{prefix}post_attention_layernorm.weight", (f"{gguf_prefix}ffn_norm.weight",), (hidden,), _NORM)
-    for name, gguf, rows, cols, rotated_rows in (
-        ("self_attn.q_proj", "attn_q", hidden, hidden, head_dim),
-        ("self_attn.k_proj", "attn_k", kv_rows, hidden, head_dim),
-        ("self_attn.v_proj", "attn_v", kv_rows, hidden, 0),
-        ("self_attn.o_proj", "attn_output", hidden, hidden, 0),
-        ("mlp.gate_proj", "ffn_gate", inner, hidden, 0),
-        ("mlp.up_proj", "ffn_up", inner, hidden, 0),
-        ("mlp.down_proj", "ffn_down", hidden, inner, 0),
-    ):
-        names = (f"{gguf_prefix}{gguf}.weight",)
-        yield Tensor(f"{prefix}{name}.weight", names, (rows, cols), Codes(cols**-0.5), rotated_rows)
+def _layer(config: Config, index: int) -> Iterator[Tensor]:
+    yield from grouped_attention(config, biased=False, head_norms=False, routed=False, permuted=True)
+    yield norm("post_attention_layernorm", "ffn_norm", config["hidden_size"])
+    yield from gated_mlp(config, config["intermediate_size"])
+
+
+def _rope_factors(config: Config) -> tuple[float, ...]:
+    """What llama3 scaling divides each frequency by: GGUF has this vector in place of the config's section.
+
+    Waves shorter than original / high are kept, those longer than original / low slowed by the factor.
+    """
+    scaling, head_dim = config["rope_scaling"], head_size(config)
+    wavelength = 2 * np.pi * config["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    turns = scaling["original_max_position_embeddings"] / wavelength
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return tuple((1 / ((1 - kept) / scaling["factor"] + kept)).tolist())
 
 
 def _gguf_keys(config: Config) -> dict[str, Any]:
-    own = {
-        "llama.rope.dimension_count": config["hidden_size"] // config["num_attention_heads"],
-        "llama.vocab_size": config["vocab_size"],
-    }
-    return {"general.file_type": 7, **llama_cpp_keys(_ARCHITECTURE, config), **own}  # 7: mostly Q8_0
+    own = {"llama.rope.dimension_count": head_size(config), "llama.vocab_size": config["vocab_size"]}
+    if "head_dim" in config:
+        own |= {f"llama.attention.{x}_length": config["head_dim"] for x in ("key", "value")}
+    return {**llama_cpp_keys(_ARCHITECTURE, config), **own}
 
 
-SMOLLM2_135M = Published(
+_SMOLLM2_135M = Published(
     title="SmolLM2-135M-Instruct",
     licence="Apache-2.0",
     architecture=_ARCHITECTURE,
@@ -90,3 +87,68 @@ SMOLLM2_135M = Published(
     pre_tokenizer="smollm",
     control_tokens={0: "<|endoftext|>", 1: "<|im_start|>", 2: "<|im_end|>"},
 )
+
+
+def _llama3(version: str, size: str, factor: float, **shape: Any) -> Published:
+    ids: dict[str, Any] = {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]}
+    return Published(
+        title=f"Llama-{version}-{size}-Instruct",
+        licence=f"Llama {version} Community",
+        architecture=_ARCHITECTURE,
+        config={
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            **ids,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_key_value_heads": 8,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": factor,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "torch_dtype": "bfloat16",
+            "use_cache": True,
+            "vocab_size": 128256,
+            **shape,
+        },
+        generation_config={**ids, "do_sample": True, "temperature": 0.6, "top_p": 0.9},
+        tensors=_tensors,
+        gguf_keys=_gguf_keys,
+        pre_tokenizer="llama-bpe",
+        control_tokens={
+            128000: "<|begin_of_text|>",
+            128001: "<|end_of_text|>",
+            128006: "<|start_header_id|>",
+            128007: "<|end_header_id|>",
+            128008: "<|eom_id|>",
+            128009: "<|eot_id|>",
+        },
+    )
+
+
+def _shape(hidden: int, n_layers: int, n_heads: int, inner: int, tied: bool) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": n_heads,
+        "num_hidden_layers": n_layers,
+        "tie_word_embeddings": tied,
+    }
+
+
+MODELS = {
+    "smollm2": _SMOLLM2_135M,
+    "llama-3.1-8b": _llama3("3.1", "8B", 8.0, **_shape(4096, 32, 32, 14336, tied=False)),
+    "llama-3.2-1b": _llama3("3.2", "1B", 32.0, head_dim=64, **_shape(2048, 16, 32, 8192, tied=True)),
+    "llama-3.2-3b": _llama3("3.2", "3B", 32.0, head_dim=128, **_shape(3072, 28, 24, 8192, tied=True)),
+}

@@ -1,7 +1,8 @@
 """Random numbers of the scale that trained weights have, the same in every file format.
 
-Owns three kinds of numbers and, for each, its bytes in safetensors and in GGUF. Every kind is chosen so that both hold
-it exactly. What is drawn depends on the seed and a name and on nothing else. Knows nothing of files or of models.
+Owns what a kind of numbers is, how it is drawn, and three of the kinds; the whole numbers of quantised matrices are in
+`codes.py`. Every kind is chosen so that safetensors and GGUF both hold it exactly. What is drawn depends on the seed, a
+name and the kind, and on nothing else. Knows nothing of files or of models.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from freehold.formats import FORMATS, MXFP4_BLOCK
+from freehold.formats import F8_BLOCK, FORMATS, MXFP4_BLOCK
 
 Rows = npt.NDArray[np.uint8]
 """[rows, row bytes]: some rows of a tensor as a file stores them."""
@@ -24,9 +25,6 @@ QUANT_BLOCK = MXFP4_BLOCK
 """Numbers that share a scale in MXFP4, and in Q8_0 as well."""
 
 _MXFP4_BYTES = MXFP4_BLOCK // 2  # of one block's numbers, without its scale
-
-_CODE_STD = math.sqrt((31 * 254 * 256 / 12 + 127**2) / QUANT_BLOCK)
-"""Of a Codes number before scaling: 31 of 32 are uniform over -127..127, one is 127 or -127."""
 
 _E2M1_STD = math.sqrt((0.5**2 + 1 + 1.5**2 + 2**2 + 3**2 + 4**2 + 6**2) / 8)
 """Of a four-bit float drawn uniformly from its sixteen codes."""
@@ -56,26 +54,52 @@ class Bits:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a file stores numbers: block_bytes hold `block` numbers; `tail` is a block's shape where it has one."""
+    """How a file stores numbers: block_bytes hold `block` numbers; `tail` is a block's shape where it has one.
+
+    rows: of a matrix, how many share a block. The last block of a row or column may then be partial.
+    """
 
     dtype: str  # the container's name for it
     block: int
     block_bytes: int
     tail: tuple[int, ...] = ()
+    rows: int = 1
+
+    def blocks(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor in blocks."""
+        in_row = -(-shape[-1] // self.block)
+        return (*shape[:-1], in_row) if self.rows == 1 else (-(-shape[0] // self.rows), in_row)
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        """The bytes of a tensor."""
+        return math.prod(self.blocks(shape)) * self.block_bytes
 
 
-BF16, F32, Q8_0, MXFP4 = (
-    Encoding(name, FORMATS[name].block, FORMATS[name].n_bytes) for name in ("BF16", "F32", "Q8_0", "MXFP4")
-)
+def _encoding(name: str) -> Encoding:
+    return Encoding(name, FORMATS[name].block, FORMATS[name].n_bytes)
+
+
+BF16, F32, Q8_0, Q4_K, MXFP4 = map(_encoding, ("BF16", "F32", "Q8_0", "Q4_K", "MXFP4"))
+F8_E4M3 = Encoding("F8_E4M3", 1, 1)
+F8_SCALES = Encoding("F32", F8_BLOCK, 4, rows=F8_BLOCK)
 MXFP4_BLOCKS = Encoding("U8", QUANT_BLOCK, _MXFP4_BYTES, (_MXFP4_BYTES,))
 MXFP4_SCALES = Encoding("U8", QUANT_BLOCK, 1)
 
+Encodings = Mapping[str, Encoding]
+"""What is appended to a tensor's name, to how the tensor of that name is stored."""
+
 
 class Numbers(Protocol):
-    """A kind of numbers. `safetensors` maps what is appended to the tensor's name to how that tensor is stored."""
+    """A kind of numbers, and how either container stores it. row_unit: rows are drawn in multiples of this number."""
 
-    safetensors: ClassVar[Mapping[str, Encoding]]
-    gguf: ClassVar[Encoding]
+    @property
+    def row_unit(self) -> int: ...
+
+    @property
+    def safetensors(self) -> Encodings: ...
+
+    @property
+    def gguf(self) -> Encoding: ...
 
     def rows(self, bits: Bits, encoding: Encoding, n_rows: int, n_cols: int) -> Rows:
         """The next n_rows of a tensor, drawn from `bits` and encoded."""
@@ -83,51 +107,44 @@ class Numbers(Protocol):
 
 
 @dataclass(frozen=True)
-class Codes:
-    """For matrices kept in 16 bits: whole numbers from -127 to 127 times one power of two.
-
-    That is exact in bfloat16. In Q8_0 it is exact too, and no quantiser can choose another scale, because every block
-    of 32 holds 127 or -127. The true standard deviation is within a factor of 1.42 of `std`.
-    """
-
-    std: float
-    safetensors: ClassVar[Mapping[str, Encoding]] = {"": BF16}
-    gguf: ClassVar[Encoding] = Q8_0
-
-    def rows(self, bits: Bits, encoding: Encoding, n_rows: int, n_cols: int) -> Rows:
-        codes = bits.take("codes", n_rows * n_cols).view(np.int8).reshape(-1, QUANT_BLOCK)
-        np.maximum(codes, -127, out=codes)
-        at = np.arange(0, codes.size, QUANT_BLOCK) + (codes[:, 0] & 31)  # anywhere in its block
-        flat = codes.reshape(-1)
-        flat[at] = np.where(flat[at] < 0, -127, 127)
-        scale = np.float32(2.0 ** round(math.log2(self.std / _CODE_STD)))
-        if encoding is BF16:
-            return _bf16_bytes(codes * scale).reshape(n_rows, -1)
-        blocks = np.empty(len(codes), FORMATS["Q8_0"].layout)
-        blocks["d"], blocks["qs"] = scale, codes
-        return blocks.view(np.uint8).reshape(n_rows, -1)
-
-
-@dataclass(frozen=True)
 class Floats:
-    """For vectors and the router: close to a normal distribution, cut off at 3.5 standard deviations; bfloat16 or F32.
+    """For vectors and the router: close to a normal distribution, cut off at 3.5 standard deviations.
 
-    Each number is a row of its own.
+    Each number is a row of its own, and one of bfloat16 even where it is published as float32.
     """
 
     mean: float
     std: float
-    safetensors: ClassVar[Mapping[str, Encoding]] = {"": BF16}
+    published: Encoding = BF16
+    row_unit: ClassVar[int] = 1
     gguf: ClassVar[Encoding] = F32
+
+    @property
+    def safetensors(self) -> Encodings:
+        return {"": self.published}
 
     def rows(self, bits: Bits, encoding: Encoding, n_rows: int, n_cols: int) -> Rows:
         assert n_cols == 1
         words = bits.take("normal", 8 * n_rows).view("<u2").reshape(n_rows, 4)
         sums = words.sum(axis=1, dtype=np.int64) - 2 * 65535
-        numbers = _bf16_bytes((self.mean + sums * (self.std / _NORMAL_STD)).astype(np.float32))
+        numbers = bf16_bytes((self.mean + sums * (self.std / _NORMAL_STD)).astype(np.float32))
         if encoding is F32:
             numbers = (numbers.view("<u2").astype("<u4") << 16).view(np.uint8)
         return numbers.reshape(n_rows, -1)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A vector that is computed, not drawn, and that only GGUF has. Each number is a row of its own."""
+
+    values: tuple[float, ...]
+    row_unit: ClassVar[int] = 1
+    safetensors: ClassVar[Encodings] = {}
+    gguf: ClassVar[Encoding] = F32
+
+    def rows(self, bits: Bits, encoding: Encoding, n_rows: int, n_cols: int) -> Rows:
+        assert (n_rows, n_cols) == (len(self.values), 1), "the whole vector is one piece"
+        return np.array(self.values, "<f4").view(np.uint8).reshape(n_rows, -1)
 
 
 @dataclass(frozen=True)
@@ -138,7 +155,8 @@ class Mxfp4:
     """
 
     std: float
-    safetensors: ClassVar[Mapping[str, Encoding]] = {"_blocks": MXFP4_BLOCKS, "_scales": MXFP4_SCALES}
+    row_unit: ClassVar[int] = 1
+    safetensors: ClassVar[Encodings] = {"_blocks": MXFP4_BLOCKS, "_scales": MXFP4_SCALES}
     gguf: ClassVar[Encoding] = MXFP4
 
     def rows(self, bits: Bits, encoding: Encoding, n_rows: int, n_cols: int) -> Rows:
@@ -169,7 +187,7 @@ def encoded(
         yield numbers.rows(bits, encoding, n_rows, n_cols)
 
 
-def _bf16_bytes(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def bf16_bytes(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """The upper halves of float32 numbers: bfloat16, rounded towards zero."""
     halves: Any = numbers.astype("<f4", copy=False).view("<u2").reshape(-1, 2)
     return np.ascontiguousarray(halves[:, 1]).view(np.uint8)

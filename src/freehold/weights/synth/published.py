@@ -58,3 +58,29 @@ def llama_cpp_keys(architecture: str, config: Config) -> dict[str, Any]:
         "rope.freq_base": float(config["rope_theta"]),
     }
     return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+def expert_keys(architecture: str, config: Config, n_experts: int) -> dict[str, Any]:
+    """The keys every mixture of experts has."""
+    keys = {
+        "expert_count": n_experts,
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+    }
+    return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+def scored_expert_keys(architecture: str, config: Config, n_experts: int) -> dict[str, Any]:
+    """Those of DeepSeek's kind: shared experts, groups, a choice of scores and what becomes of the chosen ones'."""
+    keys: dict[str, Any] = {
+        "expert_shared_count": config["n_shared_experts"],
+        "expert_group_count": config["n_group"],
+        "expert_group_used_count": config["topk_group"],
+        "expert_gating_func": {"softmax": 1, "sigmoid": 2}[config.get("scoring_func", "sigmoid")],
+        "expert_weights_scale": float(config["routed_scaling_factor"]),
+        "leading_dense_block_count": config["first_k_dense_replace"],
+    }
+    if config["norm_topk_prob"]:
+        keys["expert_weights_norm"] = True
+    named = {f"{architecture}.{key}": value for key, value in keys.items()}
+    return {**expert_keys(architecture, config, n_experts), **named}
