@@ -291,7 +291,35 @@ INLINE i32x16 negate(i32x16 a) {
 #endif
 }
 
-// Horizontal reductions in one fixed tree, so that no level differs from another.
+// Horizontal reductions in one fixed tree (lane i with i + 8, then + 4, + 2, + 1), so that no level differs from another.
+#if defined(ISA_AVX512) || defined(ISA_AVX2)
+INLINE __m256 lower_half(f32x16 a) {
+#if defined(ISA_AVX512)
+  return _mm512_castps512_ps256(a.v);
+#else
+  return a.lo;
+#endif
+}
+INLINE __m256 upper_half(f32x16 a) {
+#if defined(ISA_AVX512)
+  return _mm512_extractf32x8_ps(a.v, 1);
+#else
+  return a.hi;
+#endif
+}
+INLINE float reduce_add(f32x16 a) {
+  const __m256 eight = _mm256_add_ps(lower_half(a), upper_half(a));
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+INLINE float reduce_max(f32x16 a) {
+  const __m256 eight = _mm256_max_ps(lower_half(a), upper_half(a));
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+#else
 INLINE float reduce_add(f32x16 a) {
   float v[16];
   store(v, a);
@@ -306,6 +334,7 @@ INLINE float reduce_max(f32x16 a) {
     for (int i = 0; i < n; i++) v[i] = v[i] > v[i + n] ? v[i] : v[i + n];
   return v[0];
 }
+#endif
 
 // e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial. Below -87 the result is exactly 0.
 INLINE f32x16 exp(f32x16 x) {

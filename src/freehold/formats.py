@@ -126,11 +126,19 @@ class QTensor:
         return QTensor(self.format, (stop - start, n_cols), self.data[start:stop], scales)
 
     def transposed(self) -> QTensor:
-        """A matrix with rows and columns exchanged; in float32 where its format has blocks."""
-        if self.format.block > 1 or self.scales is not None:
+        """A matrix with rows and columns exchanged; in float32 where its format has blocks that cannot be exchanged."""
+        scales = self.scales
+        if (
+            self.format.name == "F8_E4M3"
+            and scales is not None
+            and self.shape[0] <= F8_BLOCK
+            and (scales == scales[0]).all()
+        ):
+            scales = np.repeat(scales[0], F8_BLOCK)[: self.shape[1], None]  # one block of rows becomes one of columns
+        elif self.format.block > 1 or scales is not None:
             return QTensor.of(np.ascontiguousarray(self.to_float32().T))
         numbers = np.ascontiguousarray(self.data.view(self.format.layout).T)
-        return QTensor(self.format, self.shape[::-1], numbers.view(np.uint8))
+        return QTensor(self.format, self.shape[::-1], numbers.view(np.uint8), scales)
 
     def find_nan_scale(self) -> tuple[int, int] | None:
         """Row and block of the first MXFP4 scale that is e8m0's 255, which stands for no number; None if all are sound.

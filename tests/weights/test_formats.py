@@ -74,6 +74,14 @@ def test_f8_e4m3_times_the_scales_of_its_columns() -> None:
     assert_same_bits(tensor.transposed().to_float32(), expected.T.copy())
 
 
+def test_one_block_of_rows_is_transposed_as_it_is() -> None:
+    codes = np.random.default_rng(0).integers(0, 127, (96, 300), np.uint8)
+    scales = np.broadcast_to(np.array([1, 2, 0.5], np.float32), (96, 3))
+    tensor = QTensor(FORMATS["F8_E4M3"], (96, 300), codes, scales)
+    assert tensor.transposed().format.name == "F8_E4M3"
+    assert_same_bits(tensor.transposed().to_float32(), tensor.to_float32().T.copy())
+
+
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
 def test_transposing_twice_changes_nothing(name: str) -> None:
     data = random_blocks(FORMATS[name], rows=96, n_blocks=64 // FORMATS[name].block, seed=3)
