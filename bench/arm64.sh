@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 flags=(-std=gnu++20 -O2 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -Wno-psabi)
-sources=(tests/native/portable.cpp csrc/pack.cpp csrc/target_scalar.cpp)
+sources=(tests/native/portable.cpp csrc/pack.cpp csrc/quantise.cpp csrc/target_scalar.cpp)
 
 g++ "${flags[@]}" "${sources[@]}" -o "$build/here"
 aarch64-linux-gnu-g++ "${flags[@]}" -static "${sources[@]}" -o "$build/arm64"

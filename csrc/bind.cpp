@@ -80,12 +80,20 @@ Source source_of(const Weight &w, int format, const Rows &rows, const std::optio
   return {(Format)format, rows.data(), (size_t)rows.stride(0), scales->data(), (size_t)scales->stride(0)};
 }
 
+const Kernels &runnable(const std::string &isa) {
+  const Level *level = find_level(isa);
+  require(level && level->kernels && level->runs_here, "this level does not run here");
+  return *level->kernels;
+}
+
 // Packs panels [first, last) of matrices, each from (format, rows, scales), in one go: the GIL is let go, and the workers are
-// woken, once for all. Returns the index of the first matrix with a scale that stands for no number, or -1.
+// woken, once for all. Returns the index of the first matrix that pack_panels finds fault with, or -1.
 int fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed,
-         const std::vector<std::tuple<int, Rows, std::optional<Rows>>> &given, int64_t first, int64_t last) {
+         const std::vector<std::tuple<int, Rows, std::optional<Rows>>> &given, const std::string &isa, int64_t first,
+         int64_t last) {
   require(first >= 0 && first <= last, "panels are not in order");
   require(packed.size() == given.size(), "one source per matrix");
+  const Rounder round = runnable(isa).round_span;
   std::vector<Source> sources;
   for (size_t i = 0; i < packed.size(); i++)
     sources.push_back(source_of(packed[i]->weight, std::get<0>(given[i]), std::get<1>(given[i]), std::get<2>(given[i])));
@@ -97,18 +105,12 @@ int fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed,
       const Weight &w = packed[i]->weight;
       const int64_t end = std::min(last, w.n_panels());
       for (int64_t p; (p = first + next[i].fetch_add(4)) < end;)
-        if (!pack_panels(sources[i], w, packed[i]->memory.data, p, std::min(p + 4, end)))
+        if (!pack_panels(sources[i], w, packed[i]->memory.data, p, std::min(p + 4, end), round))
           for (int seen = damaged; (int)i < seen && !damaged.compare_exchange_weak(seen, (int)i);) {
           }
     }
   });
   return damaged < (int)packed.size() ? damaged.load() : -1;
-}
-
-const Kernels &runnable(const std::string &isa) {
-  const Level *level = find_level(isa);
-  require(level && level->kernels && level->runs_here, "this level does not run here");
-  return *level->kernels;
 }
 
 // The form of activations that a product with this matrix takes.
@@ -353,8 +355,10 @@ NB_MODULE(_kernels, m) {
     return rows;
   });
   m.def("reserve", &reserve, "arena"_a, "format"_a, "n_rows"_a, "n_cols"_a);
+  m.def("packed_bytes", [](int format, int64_t n_rows, int64_t n_cols) { return shaped(format, n_rows, n_cols)->size(); },
+        "format"_a, "n_rows"_a, "n_cols"_a);
   m.def("wrap", &wrap, "data"_a, "format"_a, "n_rows"_a, "n_cols"_a);
-  m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a, "first"_a = 0, "last"_a = INT64_MAX);
+  m.def("fill", &fill, "pool"_a, "packed"_a, "sources"_a, "isa"_a, "first"_a = 0, "last"_a = INT64_MAX);
   m.def("unpack_row", [](const Packed &p, const std::string &isa, int64_t row, Out<float, 1> out) {
     require(row >= 0 && row < p.weight.n_rows && (int64_t)out.size() == p.weight.n_cols, "row out of range");
     runnable(isa).unpack_row(p.weight, row, out.data());

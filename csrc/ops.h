@@ -103,6 +103,8 @@ struct Kernels {
   // that take part in the softmax and have no value, or null.
   void (*finish_rows)(const SoftmaxState &state, const float *sinks, int rows, int n_group, int v_dim, float *out, int64_t out_stride);
   void (*add_scaled)(float *out, const float *x, float factor, int64_t n);  // out += factor * x
+  // Rounds columns [span][16 rows], of one panel, to a record of Q8_0 or Q4_K. False if a number is none, or too large for it.
+  bool (*round_span)(const float *columns, Format to, uint8_t *record);
   int tile_tokens = 0;  // products of at least so many tokens of one sequence want the tile form; 0: this level has none
 };
 

@@ -16,16 +16,6 @@ struct Span {
 };
 
 uint16_t u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
-uint16_t to_f16(float f) {  // of a positive number: nearest, ties to even; what is too large becomes infinite
-  uint32_t bits;
-  memcpy(&bits, &f, 4);
-  if (bits < 0x38800000) return (uint16_t)std::lrintf(f * 16777216.0f);  // below 2^-14 the unit is 2^-24
-  bits += 0xfff + (bits >> 13 & 1);
-  return bits >= 0x47800000 ? 0x7c00 : (uint16_t)((bits - 0x38000000) >> 13);
-}
-float from_f16(uint16_t h) {  // of a positive one
-  return h < 0x400 ? h / 16777216.0f : std::ldexp(1.0f + (h & 0x3ff) / 1024.0f, (h >> 10) - 15);
-}
 uint16_t negate_f16(uint16_t h) { return h ^ 0x8000; }
 
 void low_high_nibbles(const uint8_t *q, uint8_t *codes) {  // byte i: column i low, column i + 16 high
@@ -91,20 +81,6 @@ void read_q6_k(const uint8_t *p, Span &s) {  // low nibbles[128] | high pairs[64
 
 void read_mxfp4(const uint8_t *p, Span &s) { s.d = p[0], low_high_nibbles(p + 1, s.codes); }
 
-// 32 numbers in bfloat16, rounded to eight bits with a common scale: the multiples of the scale as stored, so that its own
-// rounding costs nothing.
-void read_bf16_as_q8_0(const uint8_t *p, Span &s) {
-  float x[32], largest = 0;
-  for (int i = 0; i < 32; i++) {
-    const uint32_t bits = (uint32_t)u16(p + 2 * i) << 16;
-    memcpy(&x[i], &bits, 4);
-    largest = std::max(largest, std::fabs(x[i]));
-  }
-  s.d = to_f16(largest / 127);
-  const float d = from_f16(s.d), inverse = d > 0 ? 1 / d : 0;
-  for (int i = 0; i < 32; i++) s.codes[i] = (uint8_t)(int8_t)std::lrintf(std::clamp(x[i] * inverse, -127.0f, 127.0f));
-}
-
 // The `W`-bit fields starting at bit `from` of 32 / W codes of one row, as two 16-bit words: even columns low, odd columns high.
 template <int W> uint32_t pair_of_words(const uint8_t *codes, int from) {
   constexpr uint64_t EVEN = 0x00FF00FF00FF00FF;  // of eight codes, one per byte
@@ -158,12 +134,12 @@ void write_scales(uint8_t *out, const Span &span, int lane, const Scheme &s) {
 using PackPanel = void (*)(const Source &source, int64_t row, int n_rows, int64_t n_cols, uint8_t *panel);
 
 // All that depends on the format is known at compile time: this runs at a third of the time of a loop over a Scheme.
-template <Format F, void (*READ)(const uint8_t *, Span &), int SPAN_BYTES = scheme(F).source_bytes>
+template <Format F, void (*READ)(const uint8_t *, Span &)>
 void pack_integers(const Source &source, int64_t row, int n_rows, int64_t n_cols, uint8_t *panel) {
   constexpr Scheme s = scheme(F);
   const uint8_t *rows = source.rows + row * source.row_bytes;
   Span span;
-  for (int64_t k = 0; k < n_cols; k += s.span, rows += SPAN_BYTES, panel += record_bytes(s))
+  for (int64_t k = 0; k < n_cols; k += s.span, rows += s.source_bytes, panel += record_bytes(s))
     for (int lane = 0; lane < n_rows; lane++) {
       READ(rows + lane * source.row_bytes, span);
       for (int b = 0; b < s.span / BLOCK; b++) write_codes<s.bits>(panel + b * s.bits * 64, span.codes + b * BLOCK, lane);
@@ -246,13 +222,12 @@ constexpr PackPanel PACKERS[(int)Format::COUNT] = {
 };
 
 PackPanel packer(const Source &source, Format to) {
-  if (source.format == Format::BF16 && to == Format::Q8_0) return pack_integers<Format::Q8_0, read_bf16_as_q8_0, 64>;
   return source.scales && to == Format::MXFP4 ? pack_mxfp4_pairs : PACKERS[(int)to];
 }
 
 }  // namespace
 
-bool can_pack(Format from, Format to) { return from == to || (from == Format::BF16 && to == Format::Q8_0); }
+bool can_pack(Format from, Format to) { return from == to || can_round(from, to); }
 
 // Whether no scale of a packed MXFP4 panel is 255, and no scale and no value of a packed F8_E4M3 panel is NaN or infinite.
 // Looked at here, because here it is in the cache anyway.
@@ -275,13 +250,17 @@ bool all_are_numbers(const Weight &w, const uint8_t *panel) {
   return true;
 }
 
-bool pack_panels(const Source &source, const Weight &w, uint8_t *out, int64_t panel0, int64_t panel1) {
+bool pack_panels(const Source &source, const Weight &w, uint8_t *out, int64_t panel0, int64_t panel1, Rounder round) {
   const Scheme &s = scheme(w.format);
   const PackPanel pack = packer(source, w.format);
   bool ok = true;
   for (int64_t p = panel0; p < panel1; p++) {
     uint8_t *panel = out + p * w.panel_size();
     const int n_rows = (int)std::min<int64_t>(PANEL, w.n_rows - p * PANEL);
+    if (source.format != w.format) {
+      ok &= round_panel(source, p * PANEL, n_rows, w, round, panel);
+      continue;
+    }
     if (n_rows < PANEL || (!s.integer && w.n_cols % 2)) memset(panel, 0, w.panel_size());
     pack(source, p * PANEL, n_rows, w.n_cols, panel);
     if (s.e2m1 || s.shared) ok &= all_are_numbers(w, panel);

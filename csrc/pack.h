@@ -14,9 +14,16 @@ struct Source {
   size_t scale_stride;
 };
 
-// Whether a matrix of the source's format may be packed as `to`: as it is, or BF16 rounded to Q8_0.
+// Rounds `span` columns of a panel, [span][PANEL], to one record of a format; Kernels::round_span of some level.
+using Rounder = bool (*)(const float *columns, Format to, uint8_t *record);
+
+// Whether a matrix of the source's format may be packed as `to`: as it is, or rounded.
 bool can_pack(Format from, Format to);
+bool can_round(Format from, Format to);
 
 // Packs panels [panel0, panel1) of a matrix; `out` is the whole packed matrix. False if an MXFP4 scale, or anything
-// of F8_E4M3, stands for no number.
-bool pack_panels(const Source &source, const Weight &shape, uint8_t *out, int64_t panel0, int64_t panel1);
+// of F8_E4M3, stands for no number, or if a number to be rounded does, or is too large.
+bool pack_panels(const Source &source, const Weight &shape, uint8_t *out, int64_t panel0, int64_t panel1, Rounder round);
+
+// One panel of rows [row, row + n_rows), rounded. False as above.
+bool round_panel(const Source &source, int64_t row, int n_rows, const Weight &shape, Rounder round, uint8_t *panel);

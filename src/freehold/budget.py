@@ -5,15 +5,12 @@ Owns the arithmetic and the messages. Knows nothing of files, threads or how mem
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from freehold.core import KV_BLOCK, KVSpec
 from freehold.errors import RequestError, ResourceError
-
-SCRATCH_BYTES = 160 * 10**6
-"""Interpreter, libraries, tokenizer and one step's activations: 120 MB measured, and room to breathe."""
+from freehold.hardware.estimate import SCRATCH_BYTES
 
 MIN_CONTEXT = 256
 """Tokens below which a context left over by the weights is called too small to be useful."""
@@ -46,20 +43,6 @@ class MemoryPlan:
 def kv_bytes_per_token(specs: Sequence[KVSpec], element_bytes: int) -> int:
     """KV cache bytes one token takes in all layers together, before a window frees any."""
     return element_bytes * sum(spec.elements_per_token() for spec in specs)
-
-
-def config_token_bytes(config: Mapping[str, Any], element_bytes: int = 2) -> int | None:
-    """kv_bytes_per_token as the config alone tells it, for models of full attention; None where a key is missing."""
-    def size(key: str) -> int:
-        value = config.get(key)
-        return value if isinstance(value, int) else 0
-
-    if size("kv_lora_rank"):
-        per_layer = size("kv_lora_rank") + size("qk_rope_head_dim")
-    else:
-        head_dim = size("head_dim") or size("hidden_size") // (size("num_attention_heads") or 1)
-        per_layer = 2 * size("num_key_value_heads") * head_dim
-    return element_bytes * size("num_hidden_layers") * per_layer or None
 
 
 def check_weights(n_bytes: int, budget: int, what: str) -> None:

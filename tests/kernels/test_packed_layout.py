@@ -32,10 +32,13 @@ CHECKSUMS = {
     "MXFP4": "8a214015",
     "F8_E4M3": "deb3074f",
     "BF16 as Q8_0": "545f56c5",
+    "BF16 as Q4_K": "7da8043c",
+    "F16 as Q4_K": "175e5e03",
+    "F32 as Q8_0": "bd8312f6",
 }
 
 
-@pytest.mark.parametrize("name", [*FORMATS, "BF16 as Q8_0"])
+@pytest.mark.parametrize("name", [*FORMATS, *(name for name in CHECKSUMS if " as " in name)])
 def test_the_layout_is_that_of_its_version(name: str) -> None:
     fmt, _, to = name.partition(" as ")
     backend = NativeBackend(1)

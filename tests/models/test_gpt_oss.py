@@ -36,12 +36,12 @@ def test_what_eight_bits_cost(record_property: Any) -> None:
     """Rounding attention and head, the default, against native weights. The tiny model's logits exaggerate it."""
     ids = expected_of("gpt_oss")["input_ids"]
     logits = []
-    for rounding in ("native", "int8"):
+    for rounding in ("native", "auto"):
         model = load_golden("gpt_oss", rounding=rounding)
         logits.append(step(model, ids, 0, model.new_kv(8)))
     kl = mean_kl(*logits)
     record_property("kl", kl)
-    print(f"mean KL of int8 against native weights: {kl:.2e} nats")
+    print(f"mean KL of auto against native weights: {kl:.2e} nats")
     assert 0 < kl <= 3e-3
     assert agreement(*logits) >= 0.97
 
@@ -55,7 +55,7 @@ def test_what_loading_makes_of_the_weights() -> None:
         assert residence(checkpoint, rounding="native") == Residence(checkpoint.n_bytes - table)
         made = residence(checkpoint)
         assert made.n_bytes == checkpoint.n_bytes - table - rounded * 30 // 64
-        assert "attention and head as Q8_0" in made.rounded
+        assert "attention and head rounded to Q8_0" in made.rounded
 
 
 def yarn_by_the_book(position: int, dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ void check_products(Format format) {
   const std::vector<uint8_t> source = random_matrix(format);
   Weight w{nullptr, N_ROWS, N_COLS, format};
   std::vector<uint8_t> packed((size_t)w.n_panels() * w.panel_size()), scratch(MATMUL_SCRATCH);
-  pack_panels({w.format, source.data(), source.size() / N_ROWS, nullptr, 0}, w, packed.data(), 0, w.n_panels());
+  pack_panels({w.format, source.data(), source.size() / N_ROWS, nullptr, 0}, w, packed.data(), 0, w.n_panels(), kernels.round_span);
   w.data = packed.data();
 
   std::vector<float> rows((size_t)N_ROWS * N_COLS);

@@ -18,7 +18,7 @@ from freehold.errors import ModelFileError, NotFoundError
 from freehold.weights import packed_file
 from freehold.weights.packed_file import ALIGNMENT, PAGE, Identity, PackedFile, PackedMatrix, write_packed
 
-IDENTITY = Identity("these files", "int8", 7)
+IDENTITY = Identity("these files", "auto", 7)
 PREAMBLE_BYTES = 24
 
 
@@ -159,9 +159,9 @@ def test_garbage_is_refused(garbage: bytes, magic: bool, opened: Callable[[bytes
 @pytest.mark.parametrize(
     ("identity", "match"),
     [
-        (Identity("other files", "int8", 7), "other files"),
+        (Identity("other files", "auto", 7), "other files"),
         (Identity("these files", "native", 7), "rounding"),
-        (Identity("these files", "int8", 8), "layout 7"),
+        (Identity("these files", "auto", 8), "layout 7"),
     ],
 )
 def test_what_was_made_otherwise_is_refused(tmp_path: Path, content: bytes, identity: Identity, match: str) -> None:

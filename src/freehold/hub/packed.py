@@ -3,8 +3,8 @@
 Owns the places: beside a model of the store, so that they go with it, and in a folder of the store's own for a model
 elsewhere, in which `origin` names that model:
 
-    ROOT/models/NAME/weights.packed
-    ROOT/packed/KEY/weights.packed, origin      KEY is a digest of the model's path
+    ROOT/models/NAME/weights.packed, weights.rounding.json
+    ROOT/packed/KEY/weights.packed, weights.rounding.json, origin      KEY is a digest of the model's path
     ROOT/locks/packed-KEY.lock                  held by the one process that writes
 
 Knows nothing of what is inside. Whoever cannot write here goes without; nothing depends on these files.
@@ -25,7 +25,7 @@ from freehold.errors import StoreError
 from freehold.hub.lock import locked
 from freehold.hub.store import Store
 
-PACKED_NAME = "weights.packed"
+PACKED_NAME, COSTS_NAME = "weights.packed", "weights.rounding.json"
 _ORIGIN = "origin"
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json")
 
@@ -52,6 +52,11 @@ class PackedPlace:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 (self.file.parent / _ORIGIN).write_text(str(self.model), "utf-8")
             yield ours
+
+    @property
+    def costs(self) -> Path:
+        """Where it is noted what roundings of these weights cost (rounding_report.py)."""
+        return self.file.with_name(COSTS_NAME)
 
     def has_room(self, n_bytes: int) -> bool:
         """Whether the disk can take a file of `n_bytes` and keep enough free. Raises OSError."""

@@ -7,11 +7,14 @@ The seam to the hardware. Models record operations (`Ops`); a backend packs weig
 from freehold.kernels.native import (
     FORMATS,
     PACKED_LAYOUT,
+    ROUNDED_FROM,
+    ROUNDED_TO,
     NativeBackend,
     available_isas,
     explain_isa,
     isa,
     measure_bandwidth,
+    packed_bytes,
     unwrap,
     wrap,
 )
@@ -21,6 +24,8 @@ from freehold.kernels.reference import ReferenceBackend
 __all__ = [
     "FORMATS",
     "PACKED_LAYOUT",
+    "ROUNDED_FROM",
+    "ROUNDED_TO",
     "Clamp",
     "Gating",
     "LatentHeads",
@@ -36,6 +41,7 @@ __all__ = [
     "explain_isa",
     "isa",
     "measure_bandwidth",
+    "packed_bytes",
     "unwrap",
     "wrap",
 ]

@@ -33,15 +33,20 @@ from freehold.kernels.ops import (
     Route,
     Value,
     damaged,
+    damaged_number,
 )
 
 _NAMES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4 F8_E4M3"
 FORMATS = tuple(_NAMES.split())
 """Formats with kernels, in the order of csrc/formats.h."""
 
+ROUNDED_FROM = ("F32", "F16", "BF16", "F8_E4M3")
+ROUNDED_TO = ("Q8_0", "Q4_K")
+"""Formats that packing can round from, and to (csrc/quantise.cpp)."""
+
 PACKED_LAYOUT = 1
 """Version of the packed form: counts up with every change to what csrc/pack.cpp, or a reader that puts rows in order,
-makes of a tensor's bytes. What another version packed is packed anew."""
+makes of a tensor's bytes, or how it rounds. What another version packed is packed anew."""
 
 SMALL_BYTES = 4 << 20
 """Matrices below this are packed by the calling thread alone, in about a millisecond per MB: while a small model loads,
@@ -103,6 +108,11 @@ def wrap(data: npt.NDArray[np.uint8], fmt: str, n_rows: int, n_cols: int) -> _ke
         raise KernelError(f"{len(data)} bytes are no packed {fmt} matrix [{n_rows}, {n_cols}]: {error}") from error
 
 
+def packed_bytes(fmt: str, n_rows: int, n_cols: int) -> int:
+    """Bytes of a packed matrix; n_cols is a multiple of the format's block."""
+    return _kernels.packed_bytes(FORMATS.index(fmt), n_rows, n_cols)
+
+
 def unwrap(matrix: _kernels.Packed) -> tuple[str, npt.NDArray[np.uint8]]:
     """A packed matrix's format and bytes, final once the program was compiled; a view that keeps them alive."""
     return FORMATS[matrix.format], matrix.data
@@ -148,9 +158,10 @@ class NativeBackend:
     ) -> _kernels.Packed:
         """Pack a two-dimensional tensor, at the latest in `compile`; its bytes must stay readable until then.
 
-        `to` is a format to round it to: Q8_0, from BF16. `label` names the tensor in errors: UnsupportedError for a
-        format without kernels, ModelFileError, here or in `compile`, for what stands for no number (see `damaged`).
-        `read` is called whenever a piece of a large tensor was read and its pages may go.
+        `to` is a format of ROUNDED_TO to round one of ROUNDED_FROM to. `label` names the tensor in errors:
+        UnsupportedError for a format without kernels, ModelFileError, here or in `compile`, for what stands for no
+        number (see `damaged`) or cannot be rounded. `read` is called whenever a piece of a large tensor was read and
+        its pages may go.
         """
         name = tensor.format.name
         if name not in FORMATS:
@@ -189,9 +200,10 @@ class NativeBackend:
     def _fill(self, pool: _kernels.Pool, work: Sequence[tuple[_kernels.Packed, _Source, str]], *panels: int) -> None:
         """Pack the matrices, or of each the panels from the first to before the second of `panels`."""
         packed, sources = [packed for packed, _, _ in work], [source for _, source, _ in work]
-        found = _kernels.fill(pool, packed, sources, *panels)
+        found = _kernels.fill(pool, packed, sources, self._level, *panels)
         if found >= 0:
-            raise damaged(work[found][2], FORMATS[work[found][1][0]])
+            matrix, (source, _, _), label = work[found]
+            raise damaged(label, FORMATS[source]) if matrix.format == source else damaged_number(label)
 
     def n_bytes(self, matrix: _kernels.Packed) -> int:
         """Bytes of a packed matrix."""

@@ -28,6 +28,14 @@ def damaged(label: str, fmt: str) -> ModelFileError:
     return ModelFileError(f"{label} has {what} for no number; the file is damaged, so fetch it again")
 
 
+def damaged_number(label: str) -> ModelFileError:
+    """What a backend raises for the tensor named `label` if it cannot be rounded."""
+    return ModelFileError(
+        f"{label} holds a number that cannot be rounded, because it is not finite or too large; if the file is "
+        "damaged, fetch it again, else load it as published, with --weights native"
+    )
+
+
 @dataclass(frozen=True)
 class Value:
     """A result [n_tokens, width] float32 of some operation."""

@@ -28,6 +28,7 @@ from freehold.kernels.ops import (
     Ops,
     Rope,
     Route,
+    Value,
     damaged,
 )
 
@@ -75,6 +76,10 @@ class ReferenceProgram:
     def __init__(self, records: Sequence[Op], kv_specs: Sequence[KVSpec]) -> None:
         self._records = records
         self._kv_specs = kv_specs
+        last_use = {value.id: index for index, op in enumerate(records) for value in _values_of(op)}
+        self._dying: dict[int, list[int]] = {}  # after an operation, the values that nobody reads any more
+        for value, index in last_use.items():
+            self._dying.setdefault(index, []).append(value)
 
     def new_kv(self, n_blocks: int) -> ReferenceKV:
         return ReferenceKV(self._kv_specs, n_blocks)
@@ -82,7 +87,7 @@ class ReferenceProgram:
     def run(self, batch: Batch, kv: ReferenceKV) -> Float32Array:
         values: dict[int, Float32Array] = {}
         chosen: dict[int, tuple[npt.NDArray[np.intp], Float32Array]] = {}  # experts and weights [n_tokens, k]
-        for op in self._records:
+        for index, op in enumerate(self._records):
             match op:
                 case Embed(table, out):
                     values[out.id] = table[batch.tokens]
@@ -108,10 +113,18 @@ class ReferenceProgram:
                     values[out.id] = _combine(values[x.id], *chosen[routing.id], weights, bias, values[out.id])
                 case Head(x, norm, weight):
                     logits: Float32Array = _normalise(values[x.id][batch.logit_rows], norm) @ weight.T
+            for value in self._dying.get(index, ()):
+                values.pop(value, None)
         return logits
 
     def interrupt(self) -> None:
         """Nothing: this is for checking others, and nobody waits for it."""
+
+
+def _values_of(op: Op) -> list[Value]:
+    """The values that an operation reads or writes."""
+    fields = (field if isinstance(field, tuple) else (field,) for field in vars(op).values())
+    return [value for field in fields for value in field if isinstance(value, Value)]
 
 
 def _normalise(x: Float32Array, norm: Norm | None) -> Float32Array:

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from freehold.errors import FreeholdError, RequestError, UnsupportedError
-from freehold.formats import FORMATS
-from freehold.kernels import NativeBackend, ReferenceBackend
+from freehold.kernels import NativeBackend, ReferenceBackend, packed_bytes
 from freehold.models import deepseek, glm, gpt_oss, llama, qwen
 from freehold.models.common import Config
-from freehold.models.loader import Backend, Kept, LoadedModel, Loader, Progress, rounded_format, stays_in_file
+from freehold.models.divergence import RoundingCost, compare_logits, one_sequence
+from freehold.models.loader import Backend, Kept, LoadedModel, Loader, Progress, stays_in_file
 from freehold.models.outline import Stored, UsedWeights, used_weights
+from freehold.models.rounding import Rounding, RoundingPolicy
+from freehold.models.streamed import streamed_logits
 from freehold.weights.refusals import refusal
 
 Precision = Literal["reference", "exact", "fast"]
 """reference: numpy in float32, the oracle. exact: the kernels; they keep weights exact, except on the amx level,
 whose tiles round to bf16 (docs/kernels.md). fast: the same, until a format has a quicker, coarser kernel."""
-
-Rounding = Literal["int8", "native"]
-"""int8: the bfloat16 matrices that a family names in ROUNDED are packed as Q8_0, blocks of 32 with a scale each.
-native: every weight stays as published. The reference precision rounds nothing either way."""
 
 _MODULES: tuple[Any, ...] = (deepseek, glm, gpt_oss, llama, qwen)
 FAMILIES = {model_type: family for family in _MODULES for model_type in family.MODEL_TYPES}
@@ -55,23 +54,23 @@ def load_model(
     precision: Precision = "exact",
     n_threads: int | None = None,
     backend: Backend | None = None,
-    rounding: Rounding = "int8",
+    rounding: Rounding = "auto",
     progress: Progress | None = None,
     kept: Kept | None = None,
 ) -> LoadedModel:
     """Load a checkpoint's weights into a runnable model.
 
     n_threads: workers of the kernels; None uses every core this process may run on. backend: one from `make_backend`,
-    which then decides precision and threads. rounding: of bfloat16 weights. kept: matrices of earlier loads, made by
-    the same `rounding_policy`. The checkpoint may be closed after.
+    which then decides precision and threads. rounding: of weights (rounding.py). kept: matrices of earlier loads,
+    made by the same `rounding_policy`. The checkpoint may be closed after.
     Raises UnsupportedError for an architecture or config that is not implemented, ModelFileError for tensors that do
-    not fit the config, RequestError for an unknown precision.
+    not fit the config or cannot be rounded, RequestError for an unknown precision or rounding.
     """
     check_choices(precision, rounding)
     family = _family(checkpoint)
     used = used_weights(family, Config(checkpoint.config, str(checkpoint.path)), checkpoint)
     backend = backend or make_backend(precision, n_threads, used.n_bytes)
-    loader = Loader(used, backend, progress, family.ROUNDED if rounding == "int8" else (), kept)
+    loader = Loader(used, backend, progress, RoundingPolicy.of(family, rounding), kept)
     ops, config = family.record(Config(checkpoint.config, str(checkpoint.path)), loader)
     return LoadedModel(backend, ops, loader, config.vocab_size, config.max_context)
 
@@ -84,7 +83,7 @@ class Residence:
     rounded: str = ""
 
 
-def residence(checkpoint: CheckpointLike, precision: Precision = "exact", rounding: Rounding = "int8") -> Residence:
+def residence(checkpoint: CheckpointLike, precision: Precision = "exact", rounding: Rounding = "auto") -> Residence:
     """What loading makes of a checkpoint's weights: as stored, rounded, left in the file, or float32 for the oracle.
 
     Raises UnsupportedError for an architecture. What does not fit its config, which `load_model` refuses, is counted as
@@ -97,27 +96,42 @@ def residence(checkpoint: CheckpointLike, precision: Precision = "exact", roundi
         used = UsedWeights(checkpoint, checkpoint.names)
     if precision == "reference":
         return Residence(sum(4 * math.prod(used.shape(name)) for name in used.names))
-    rounded = family.ROUNDED if rounding == "int8" else ()
+    policy = RoundingPolicy.of(family, rounding)
     n_bytes, n_before, n_after = used.n_bytes, 0, 0
     for name in used.names:
-        if not (name.endswith(rounded) or name in used.tables):
-            continue
+        if not (name in used.tables or policy.may_round(name)):
+            continue  # not even opened: some readers would put its rows in order
         tensor = used.get(name)
-        if to := rounded_format(name, tensor, rounded):
-            n_before += tensor.n_bytes
-            n_after += math.prod(tensor.shape[:-1]) * FORMATS[to].row_bytes(tensor.shape[-1])
-        elif name in used.tables and stays_in_file(tensor):
+        if name in used.tables and stays_in_file(tensor):
             n_bytes -= tensor.n_bytes
-    if not n_before:
-        return Residence(n_bytes)
-    remark = f"attention and head as Q8_0 ({n_after / 1e9:.2f} GB for {n_before / 1e9:.2f} GB of bfloat16)"
-    return Residence(n_bytes - n_before + n_after, remark)
+        elif to := policy.target(name, tensor):
+            *stacked, n_rows, n_cols = tensor.shape
+            n_before += tensor.n_bytes
+            n_after += math.prod(stacked) * packed_bytes(to, n_rows, n_cols)
+    return Residence(n_bytes - n_before + n_after, policy.describe(n_before, n_after))
 
 
 def rounding_policy(rounding: Rounding) -> str:
     """A rounding with all that it means: equal texts, equal packed weights of any checkpoint."""
-    rounded = [name for family in _MODULES for name in family.ROUNDED] if rounding == "int8" else []
-    return " ".join([rounding, *rounded])
+    if rounding == "native":
+        return rounding
+    return "; ".join(sorted(repr(RoundingPolicy.of(family, rounding)) for family in _MODULES))
+
+
+def measure_cost(
+    checkpoint: CheckpointLike,
+    model: LoadedModel,
+    tokens: Sequence[int],
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> RoundingCost:
+    """What a loaded model's rounding costs on a text, against the weights as its checkpoint has them.
+
+    Reads every weight once; memory beyond the model stays below a GB. progress: bytes read, of those there are.
+    """
+    batch = one_sequence(tokens[: model.max_context])
+    native = streamed_logits(_family(checkpoint), checkpoint, batch, n_threads or _usable_cores(), progress)
+    return compare_logits(native, model.forward(batch, model.new_kv(batch.block_table.size)))
 
 
 def _family(checkpoint: CheckpointLike) -> Any:

@@ -27,6 +27,9 @@ _MATHS_FREE_NAMES = """
 _MATHS_FREE_KEYS = frozenset(_MATHS_FREE_NAMES.split())
 """Config keys that never change a forward pass, or that a family reads where it matters."""
 
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+"""What a config can ask for under `rope_type`, in transformers' words."""
+
 
 class Config:
     """A config.json read key by key; `finish` refuses what nobody read, because it may change the maths."""
@@ -188,9 +191,7 @@ def _scaled(
     if kind == "yarn":
         return _yarn(inverse, parameters, theta, factor)
     if kind != "llama3":
-        raise UnsupportedError(
-            f"rope scaling {kind!r} is not implemented; implemented are default, linear, llama3, yarn"
-        )
+        raise UnsupportedError(f"rope scaling {kind!r} is not implemented; implemented are {', '.join(ROPE_KINDS)}")
     low, high = parameters.get("low_freq_factor", float), parameters.get("high_freq_factor", float)
     original = parameters.size("original_max_position_embeddings", most=1 << 30)
     parameters.finish()

@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from freehold.errors import ModelFileError
 from freehold.formats import QTensor
 from freehold.kernels import Gating, LatentHeads, Matrix, Norm, Ops, Rope, Value
-from freehold.models.blocks import FeedForward, read_sigmoid_gating
+from freehold.models.blocks import ROUTER, FeedForward, read_sigmoid_gating
 from freehold.models.common import Config, read_context, read_rope
 from freehold.models.loader import Loader
 
 DEEPSEEK_V2, _, _ = MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "kimi_k2")
-ROUNDED = ()  # every weight stays as published
+COVERS = ("DeepSeek-V2, V2-Lite", "DeepSeek-V3, R1, V3.1", "Kimi-K2")  # by model_type
+ROUNDED = ()  # nothing is rounded unasked
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."
@@ -42,6 +43,7 @@ Q, Q_A, Q_B, KV_A, OUT = (
 Q_NORM, LATENT_NORM = "self_attn.q_a_layernorm.weight", "self_attn.kv_a_layernorm.weight"
 KV_B = "self_attn.kv_b_proj.weight"  # of each head U, then V
 K_B, V_B = "self_attn.k_b_proj.weight", "self_attn.v_b_proj.weight"  # U^T and V of all heads, as GGUF has them
+EXACT = (ROUTER, KV_A, KV_B, K_B, V_B)  # what decides between close scores, and what every key and value goes through
 
 LATENT_EPS = 1e-6  # of the norms inside attention, whatever rms_norm_eps says
 

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from freehold.core import Float32Array, KVSpec
 from freehold.errors import ModelFileError
 from freehold.kernels import Matrix, Norm, Ops, Rope, Value
-from freehold.models.blocks import FeedForward, read_sigmoid_gating
+from freehold.models.blocks import ROUTER, FeedForward, read_sigmoid_gating
 from freehold.models.common import Config, read_context, read_rope
 from freehold.models.loader import Loader
 
 MODEL_TYPES = ("glm4_moe",)
-ROUNDED = ()  # every weight stays as published
+COVERS = ("GLM-4.5, GLM-4.5-Air, GLM-4.6",)  # by model_type
+ROUNDED = ()  # nothing is rounded unasked
+EXACT = (ROUTER,)  # decides between close scores
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."

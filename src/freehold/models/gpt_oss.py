@@ -21,6 +21,7 @@ from freehold.models.common import Config, read_rope
 from freehold.models.loader import Loader
 
 MODEL_TYPES = ("gpt_oss",)
+COVERS = ("gpt-oss-20b, gpt-oss-120b",)  # by model_type
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."
@@ -30,8 +31,11 @@ SINKS, ROUTER = "self_attn.sinks", "mlp.router"
 GATE, UP, DOWN = (f"mlp.experts.{x}_proj" for x in ("gate", "up", "down"))
 
 ROUNDED = (HEAD, *(f"{name}.weight" for name in (Q, K, V, OUT)))
-"""Published in bfloat16, read whole for every token, and packed as Q8_0 unless the caller wants the native form.
-Experts keep their MXFP4 exactly; the router, which decides between close scores, and the embedding stay bfloat16."""
+"""Published in bfloat16, read whole for every token, and packed as Q8_0 unless the caller wants another form. Experts
+keep their MXFP4 exactly."""
+
+EXACT = (f"{ROUTER}.weight",)
+"""Decides between close scores, and is never rounded."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 

@@ -22,7 +22,8 @@ from freehold.models.common import Config, read_rope
 from freehold.models.loader import Loader
 
 _, MISTRAL, SMOLLM3 = MODEL_TYPES = ("llama", "mistral", "smollm3")
-ROUNDED = ()  # every weight stays as published
+COVERS = ("Llama 3 to 3.3, DeepSeek-R1-Distill-Llama, SmolLM2", "Mistral-Nemo", "SmolLM3")  # by model_type
+ROUNDED = EXACT = ()  # nothing is rounded unasked; nothing must not be
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."

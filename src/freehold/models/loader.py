@@ -15,6 +15,7 @@ from freehold.core import Batch, Float32Array, KVCacheLike, KVSpec
 from freehold.errors import ModelFileError
 from freehold.formats import QTensor
 from freehold.kernels import Matrix, Norm, Ops
+from freehold.models.rounding import RoundingPolicy
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
@@ -71,7 +72,7 @@ class Kept(Protocol):
 class Loader:
     """Hands a checkpoint's tensors to a backend one by one, checks their shapes, and gives the source pages back.
 
-    rounded: endings of the names of matrices that become Q8_0 where they are stored in bfloat16.
+    policy: which matrices are rounded, and to what; without one, none is.
     kept: asked first for every matrix; what it has is not read from the checkpoint.
     """
 
@@ -80,11 +81,11 @@ class Loader:
         weights: Weights,
         backend: Backend,
         progress: Progress | None = None,
-        rounded: Sequence[str] = (),
+        policy: RoundingPolicy | None = None,
         kept: Kept | None = None,
     ) -> None:
         self._weights = weights
-        self._rounded = tuple(rounded)
+        self._policy = policy or RoundingPolicy()
         self._backend = backend
         self._progress = progress
         self._kept = kept
@@ -101,7 +102,7 @@ class Loader:
         if found := self._find(name, 1, n_rows, n_cols):
             return found[0]
         tensor = self._get(name, (n_rows, n_cols))
-        to, read = rounded_format(name, tensor, self._rounded), partial(self._weights.release, name)
+        to, read = self._policy.target(name, tensor), partial(self._weights.release, name)
         matrix = self._backend.matrix(tensor, to, f"tensor {name!r}", read)
         self._keep(name, [matrix])
         self._count(name, tensor, self._backend.n_bytes(matrix))
@@ -115,10 +116,9 @@ class Loader:
         if found := self._find(name, n, n_rows, n_cols):
             return found
         tensor = self._get(name, (n, n_rows, n_cols))
+        to, read = self._policy.target(name, tensor), partial(self._weights.release, name)
         matrices = tuple(
-            self._backend.matrix(
-                tensor.expert(index), None, f"expert {index} of tensor {name!r}", partial(self._weights.release, name)
-            )
+            self._backend.matrix(tensor.expert(index), to, f"expert {index} of tensor {name!r}", read)
             for index in range(n)
         )
         self._keep(name, matrices)
@@ -214,12 +214,6 @@ class Loader:
         if self._progress:
             total = self._weights.n_bytes
             self._progress(min(self._done, total), total)  # some formats grow when they are packed
-
-
-def rounded_format(name: str, tensor: QTensor, rounded: Sequence[str]) -> str | None:
-    """Q8_0 for a bfloat16 matrix whose name ends with one of `rounded`, and whose rows are whole blocks; else None."""
-    fits = tensor.format.name == "BF16" and len(tensor.shape) == 2 and tensor.shape[-1] % 32 == 0
-    return "Q8_0" if fits and name.endswith(tuple(rounded)) else None
 
 
 def stays_in_file(tensor: QTensor) -> bool:

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 
 from freehold.core import Float32Array, KVSpec
 from freehold.kernels import Gating, Matrix, Norm, Ops, Rope, Value
-from freehold.models.blocks import FeedForward, MixtureShape
+from freehold.models.blocks import ROUTER, FeedForward, MixtureShape
 from freehold.models.common import Config, read_context, read_rope
 from freehold.models.loader import Loader
 
 QWEN2, _, QWEN3_MOE = MODEL_TYPES = ("qwen2", "qwen3", "qwen3_moe")
-ROUNDED = ()  # every weight stays as published
+COVERS = ("Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen", "Qwen3", "Qwen3-MoE")  # by model_type
+ROUNDED = ()  # nothing is rounded unasked
+EXACT = (ROUTER,)  # decides between close scores
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."
