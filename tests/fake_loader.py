@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from freehold.budget import SCRATCH_BYTES
+from freehold.hardware.estimate import SCRATCH_BYTES
 from freehold.runtime import LocalModel
 from freehold.server.source import Footprint, ModelSource
 from scripted_model import ScriptedLocalModel, scripted

@@ -1,6 +1,7 @@
 """The command line: one function per command.
 
-Owns the commands and their help texts; options that are many or shared are in `terminal.run_options` and
+Owns the commands and their help texts, but for `plan` and those about stored models, which `terminal.plan_command` and
+`terminal.store_commands` add; options that are many or shared are in `terminal.run_options` and
 `terminal.serve_options`. The work is done below, in `terminal` and under it; slow modules are imported by the command
 that needs them, so that help appears at once. Errors and exit statuses are `terminal.guard`'s.
 """
@@ -18,8 +19,8 @@ import typer
 
 from freehold import __version__
 from freehold.errors import RequestError
-from freehold.terminal import run_options, serve_options
-from freehold.terminal.console import Progress, human_bytes, note, open_missing_streams
+from freehold.terminal import plan_command, run_options, serve_options, store_commands
+from freehold.terminal.console import note, open_missing_streams
 from freehold.terminal.guard import GuardedCommand
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Container = Literal["safetensors", "gguf"]
 Quant = Literal["q8_0", "q4_k"]
+ChipKind = Literal["gpu", "workstation", "consumer", "npu", "tpu", "apu", "cpu"]
+ChipOrder = Literal["name", "memory", "bandwidth", "bf16", "fp8", "int8", "tpp", "pd", "year"]
 
 app = typer.Typer(
     name="freehold",
@@ -91,7 +94,8 @@ def run(
     context: run_options.Context = None,
     threads: run_options.Threads = None,
     precision: run_options.Precision = "exact",
-    weights: run_options.Weights = "int8",
+    weights: run_options.Weights = "auto",
+    measure: run_options.Measure = True,
 ) -> None:
     """Ask a model one question, or chat with it.
 
@@ -119,7 +123,9 @@ def run(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     sampling = cast("SamplingOptions", {name: value for name, value in given.items() if value is not None})
     options = AnswerOptions(system, sampling, max_tokens, tuple(stop or ()), verbose, effort, hide_reasoning)
-    with open_model(request.model, precision=precision, weights=weights, context=context, threads=threads) as loaded:
+    with open_model(
+        request.model, precision=precision, weights=weights, measure=measure, context=context, threads=threads
+    ) as loaded:
         check_effort(loaded, effort)
         if as_json:
             print(ask_json(loaded, cast(str, request.prompt), options))
@@ -157,7 +163,8 @@ def serve(
     context: run_options.Context = None,
     threads: run_options.Threads = None,
     precision: run_options.Precision = "exact",
-    weights: run_options.Weights = "int8",
+    weights: run_options.Weights = "auto",
+    measure: run_options.Measure = True,
 ) -> None:
     """Serve models to the tools that speak the APIs of OpenAI, Anthropic or Ollama.
 
@@ -193,66 +200,44 @@ def serve(
         strip_volatile=strip_volatile,
         log_requests=log_requests,
     )
-    status = run_server(options, LoadOptions(precision, weights, context, threads))
+    status = run_server(options, LoadOptions(precision, weights, measure, context, threads))
     raise typer.Exit(status)
 
 
 @app.command(cls=GuardedCommand)
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the catalogue.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A model of the catalogue, a repository, a URL or a path.")
+    ],
     from_file: Annotated[
         Path | None,
         typer.Option(
             "--from",
             metavar="FILE",
             show_default=False,
-            help="Take the bytes from a file fetched by hand; verified all the same.",
+            help="Take a catalogue model of one pinned file from a file fetched by hand; verified all the same.",
         ),
     ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy files that are on this machine already, instead of linking them.")
+    ] = False,
 ) -> None:
-    """Fetch a model into the store and verify it."""
-    from freehold.hub import Store
-    from freehold.hub.sources import pull as fetch
+    """Fetch a model into the store and verify it.
 
-    with Progress(f"downloading {name}") as progress:
-        path = fetch(name, Store(), progress=progress, note=note, source_file=from_file)
-    print(path)
+    NAME is a name of the catalogue (`freehold ls --all` lists them), as gpt-oss:20b; a repository of Hugging Face, as
+    org/name, with :Q4_K_M for one quantisation of GGUF files and @v1 for a revision; ms:org/name for one of
+    ModelScope; the URL of a .gguf file or of a folder with config.json; or a path.
 
+    What is interrupted, the next pull goes on with. Files in the cache of huggingface_hub, or at a path, are linked,
+    not copied. The usual variables have effect: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HOME; MODELSCOPE_DOMAIN,
+    MODELSCOPE_API_TOKEN.
+    """
+    from freehold.terminal.pull import pull_model
 
-@app.command(cls=GuardedCommand)
-def ls(
-    as_json: run_options.AsJson = False,
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Also what the catalogue could fetch.")] = False,
-) -> None:
-    """List the models in the store."""
-    from freehold.terminal.report import list_models, packed_elsewhere, render_models
-
-    rows = list_models(everything)
-    print(json.dumps(rows, indent=2) if as_json else render_models(rows))
-    if remark := packed_elsewhere():
-        note(remark)
+    print(pull_model(name, from_file, copy))
 
 
-@app.command(cls=GuardedCommand)
-def rm(name: Annotated[str, typer.Argument(metavar="NAME", help="A model of the store.")]) -> None:
-    """Delete a model from the store."""
-    from freehold.hub import Store
-    from freehold.hub.catalog import find_entry
-
-    entry = find_entry(name)
-    store = Store()
-    freed = store.find(entry.name if entry else name)
-    store.remove(entry.name if entry else name)
-    note(f"removed {name}, {human_bytes(freed.n_bytes if freed else 0)}")
-
-
-@app.command(cls=GuardedCommand)
-def show(model: run_options.Model, as_json: run_options.AsJson = False) -> None:
-    """Describe a model and the memory it needs."""
-    from freehold.terminal.report import describe_model, render_model
-
-    facts = describe_model(model)
-    print(json.dumps(facts, indent=2) if as_json else render_model(facts))
+store_commands.add_to(app)
 
 
 @app.command(cls=GuardedCommand)
@@ -268,12 +253,57 @@ def doctor(as_json: run_options.AsJson = False) -> None:
 
 
 @app.command(cls=GuardedCommand)
+def chips(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Show these parts in full.")] = None,
+    vendor: Annotated[str | None, typer.Option(show_default=False, help="Only parts of this maker.")] = None,
+    kind: Annotated[ChipKind | None, typer.Option(show_default=False, help="Only parts of this kind.")] = None,
+    min_memory: Annotated[
+        float | None, typer.Option(metavar="GB", min=0, show_default=False, help="Only parts with so much memory.")
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False, help="Only parts under this paragraph or word of the rule column: a.1, letter."
+        ),
+    ] = None,
+    sort: Annotated[
+        ChipOrder | None, typer.Option(show_default=False, help="Largest first; name: from A to Z. Default: by maker.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="DATE", show_default=False, help="The day of the rules. Default: today.")
+    ] = None,
+    user_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="A .csv file with parts or figures of your own."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, in base units.")] = False,
+) -> None:
+    """List processors, and where they fall under the US export rules.
+
+    Without NAME a table. With one, everything known of that part, and the arithmetic of its classification on a day, as
+    in `freehold chips H20 --on 2023-10-25`. A file of your own has columns of the catalogue (docs/chips.md): `name`
+    and whatever it changes, or enough to describe a part that the catalogue does not have.
+
+    Public figures, derived classes: information, not legal advice.
+    """
+    from freehold.terminal.chips import Filters, show_chips
+
+    filters = Filters(vendor, kind, min_memory, rule)
+    shown = show_chips(names or (), filters, sort=sort, on=on, user_file=user_file, as_json=as_json)
+    print(json.dumps(shown, indent=2) if as_json else shown)
+
+
+plan_command.add_to(app)
+
+
+@app.command(cls=GuardedCommand)
 def logits(
     model: run_options.Model,
     ids: Annotated[Path, typer.Option(help="Token ids: a .npy file, one dimension, integers.")],
     out: Annotated[Path, typer.Option(help="Where to write the logits: .npy, float32 [tokens, vocab].")],
     precision: run_options.Precision = "exact",
-    weights: run_options.Weights = "int8",
+    weights: run_options.Weights = "auto",
+    measure: run_options.Measure = True,
     threads: run_options.Threads = None,
 ) -> None:
     """Write the logits of a token sequence to a file.
@@ -285,7 +315,7 @@ def logits(
     from freehold.terminal.opening import open_model
 
     tokens = read_ids(ids)
-    with open_model(model, precision=precision, weights=weights, threads=threads, context=1) as loaded:
+    with open_model(model, precision=precision, weights=weights, measure=measure, threads=threads, context=1) as loaded:
         write_logits(loaded, tokens, out)
     note(f"wrote {len(tokens)} x {loaded.vocab_size} logits to {out}")
 
@@ -340,7 +370,8 @@ def bench(
     as_json: run_options.AsJson = False,
     threads: run_options.Threads = None,
     precision: run_options.Precision = "exact",
-    weights: run_options.Weights = "int8",
+    weights: run_options.Weights = "auto",
+    measure: run_options.Measure = True,
 ) -> None:
     """Measure the speed of a model on this machine.
 
@@ -348,7 +379,8 @@ def bench(
     """
     _spare_cores(precision)
     from freehold import kernels
-    from freehold.benchmark import Workload, measure
+    from freehold.benchmark import Workload
+    from freehold.benchmark import measure as measure_speed
     from freehold.terminal.opening import open_model
     from freehold.terminal.speed import describe_bench, render_bench
 
@@ -357,13 +389,14 @@ def bench(
         model,
         precision=precision,
         weights=weights,
+        measure=measure,
         context=work.context,
         threads=threads,
         conversations=batch,
         prefix_cache=False,
     ) as loaded:
         loaded.settle()  # nothing else shall use the cores and the disk
-        result = measure(loaded, work)
+        result = measure_speed(loaded, work)
     bandwidth = kernels.measure_bandwidth(loaded.n_threads)  # once the model is gone: it takes memory of its own
     facts = describe_bench(loaded, work, result, bandwidth, precision)
     print(json.dumps(facts, indent=2) if as_json else render_bench(facts))

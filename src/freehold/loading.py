@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,19 @@ from freehold.errors import ModelFileError, RequestError, TemplateError
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
 from freehold.hub.usage import Use
-from freehold.models import Precision, Rounding, check_choices, load_model, make_backend, residence, rounding_policy
+from freehold.models import (
+    Precision,
+    check_choices,
+    load_model,
+    make_backend,
+    measure_cost,
+    residence,
+    rounding_policy,
+)
 from freehold.models.loader import Backend, LoadedModel
+from freehold.models.rounding import Rounding
 from freehold.packed_cache import PackedCache
+from freehold.rounding_report import CostNote, Measure, report_rounding
 from freehold.runtime import LocalModel
 from freehold.text.harmony_tokens import HarmonyTokens
 from freehold.text.request import ChatFormat
@@ -63,7 +74,8 @@ def load(
     model: str | Path | None = None,
     *,
     precision: Precision = "exact",
-    weights: Rounding = "int8",
+    weights: Rounding = "auto",
+    measure_rounding: bool = True,
     context: int | None = None,
     threads: int | None = None,
     conversations: int = 4,
@@ -75,12 +87,13 @@ def load(
     """Load a model: a catalogue name (fetched on first use), a directory of config.json and safetensors, a .gguf file.
 
     `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" prefers speed where
-    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `weights` "int8" packs the
-    attention and head of gpt-oss as Q8_0 where they are published in bfloat16, "native" keeps them. `context` None
+    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `weights`: "q8" and "q4"
+    round what is published in 16 or 32 bits, and tell `note` what that costs, measured at their first load unless
+    `measure_rounding` is False; "native" rounds nothing, "auto" only attention and head of gpt-oss. `context` None
     takes the model's own, or what memory allows (see `LocalModel.plan.note`). The KV cache holds up to `conversations`
     full contexts, fewer if memory is short. `packed_cache` keeps packed weights on the disk for the next load, which
-    `close()` waits for. `note` gets remarks while fetching and closing. Raises NotFoundError, DownloadError,
-    StoreError, ModelFileError, UnsupportedError, or ResourceError with the numbers.
+    `close()` waits for. Raises NotFoundError, DownloadError, StoreError, ModelFileError, UnsupportedError, or
+    ResourceError with the numbers.
     """
     check_choices(precision, weights)
     chosen = settings.load()
@@ -90,22 +103,23 @@ def load(
     n_threads = machine.n_threads if threads is None else threads
     start = time.perf_counter()
     kept = packed_cache and chosen.packed and precision != "reference"
-    packed = PackedCache(path, store, rounding_policy(weights), note) if kept else None
+    policy = rounding_policy(weights)
+    packed = PackedCache(path, store, policy, note) if kept else None
     backend = make_backend(precision, n_threads, 0 if packed and packed.is_warm else _file_bytes(path))
     with open_checkpoint(path) as checkpoint:
         made = residence(checkpoint, precision, weights)
         check_weights(made.n_bytes, machine.memory_budget, name)
         loaded, (tokenizer, chat_format, defaults) = _load_both(checkpoint, backend, weights, progress, name, packed)
-    try:
-        plan = plan_memory(
-            weight_bytes=made.n_bytes,
-            token_bytes=kv_bytes_per_token(loaded.kv_specs, KV_ELEMENT_BYTES[precision]),
-            max_context=loaded.max_context,
-            context=context,
-            budget=machine.memory_budget,
-            n_sequences=conversations,
-            what=name,
-        )
+        load_seconds = time.perf_counter() - start
+        measure = _measure(checkpoint, loaded, n_threads, progress, name) if measure_rounding else None
+        with _closing(loaded):
+            costs = CostNote(path, store, policy) if kept else None
+            rounded = report_rounding(made.rounded, weights, tokenizer, measure, costs, note)
+    with _closing(loaded):
+        token_bytes = kv_bytes_per_token(loaded.kv_specs, KV_ELEMENT_BYTES[precision])
+        need = {"weight_bytes": made.n_bytes, "token_bytes": token_bytes, "max_context": loaded.max_context}
+        budget = machine.memory_budget
+        plan = plan_memory(**need, context=context, budget=budget, n_sequences=conversations, what=name)
         local = LocalModel(
             loaded,
             tokenizer,
@@ -117,15 +131,12 @@ def load(
             path=path,
             sampling_defaults=defaults,
             n_threads=n_threads,
-            load_seconds=time.perf_counter() - start,
+            load_seconds=load_seconds,
             step_bytes=loaded.step_bytes,
             on_close=partial(_close, loaded, use),
             packed=packed,
-            rounded=made.rounded,
+            rounded=rounded,
         )
-    except BaseException:
-        loaded.close()
-        raise
     if packed:
         packed.start(lambda: local.idle_seconds)
     return local
@@ -146,8 +157,23 @@ def _load_both(
         loaded = load_model(checkpoint, backend=backend, rounding=rounding, progress=shown, kept=packed)
     finally:
         text.join()  # also when the weights are at fault: the thread reads the file that is closed next
-    try:
+    with _closing(loaded):
         return loaded, text.result()
+
+
+def _measure(
+    checkpoint: Checkpoint, loaded: LoadedModel, n_threads: int, progress: Progress | None, name: str
+) -> Measure:
+    """What a text costs the loaded model, by its checkpoint, with progress."""
+    shown = None if progress is None else partial(progress, f"measuring what rounding costs {name}")
+    return partial(measure_cost, checkpoint, loaded, n_threads=n_threads, progress=shown)
+
+
+@contextmanager
+def _closing(loaded: LoadedModel) -> Iterator[None]:
+    """Close the model if something is raised here."""
+    try:
+        yield
     except BaseException:
         loaded.close()
         raise

@@ -27,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Any:
     text += b" " * (-len(text) % 8)
     (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(offset))
     config = {"model_type": "llama", "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 4}
-    config |= {"max_position_embeddings": 100, "vocab_size": 4}
+    config |= {"max_position_embeddings": 100, "vocab_size": 4, "hidden_size": 8, "num_attention_heads": 2}
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 
@@ -38,16 +38,16 @@ def test_show(freehold: Run, checkpoint: Path) -> None:
     assert (facts["parameters"], facts["bytes"], facts["context"]) == (32 + 64 + 8, 272, 100)
     assert facts["formats"] == {"BF16": {"tensors": 2, "bytes": 144}, "F32": {"tensors": 1, "bytes": 128}}
     assert facts["memory"]["kv_bytes_per_token"] == 2 * 2 * 2 * 4 * 2
-    assert (facts["chat_template"], facts["licence"]) == (False, None)
+    assert (facts["chat_template"], facts["licence"], facts["estimate"]) == (None, None, None)
     text = freehold("show", str(checkpoint)).out
-    assert "BF16 (2 tensors, 144 B)" in text
+    assert "272 B, 104 parameters, BF16 + F32" in text
     assert "not stated" in text
 
 
 def test_show_says_how_to_get_a_model(freehold: Run) -> None:
     outcome = freehold("show", "smollm2")
-    assert outcome.status == 2
-    assert "freehold pull smollm2" in outcome.err
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "not here; `freehold pull smollm2` fetches it" in outcome.out
 
 
 def test_ls_of_an_empty_store(freehold: Run) -> None:

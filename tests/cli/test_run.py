@@ -45,6 +45,7 @@ def test_model_and_options_arrive(freehold: Run, loads: Loads, tmp_path: Path) -
         "model": str(tmp_path),
         "precision": "reference",
         "weights": "native",
+        "measure_rounding": True,
         "context": 99,
         "threads": 2,
         "conversations": 1,

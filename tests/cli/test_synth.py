@@ -57,20 +57,25 @@ def test_mistakes(freehold: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_model_without_a_source_is_listed_and_refused(freehold: Run) -> None:
-    for command in ("pull", "show", "run"):
+def test_a_model_whose_hubs_cannot_be_reached_says_what_failed(
+    freehold: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for command in ("pull", "run"):
         outcome = freehold(command, "gpt-oss:20b", *(["hello"] if command == "run" else []))
         assert (outcome.status, outcome.out) == (2, "")
-        assert "cannot be fetched yet" in outcome.err
-        assert ".gguf file" in outcome.err
-        assert "freehold synth gpt-oss-20b DIR" in outcome.err
+        assert "Hugging Face (openai/gpt-oss-20b): http://127.0.0.1:9 cannot be reached" in outcome.err
+        assert "ModelScope (openai-mirror/gpt-oss-20b): 127.0.0.1: Connection refused" in outcome.err
     rows = {row["name"]: row for row in json.loads(freehold("ls", "--all", "--json").out)}
     assert rows["gpt-oss-120b"] == {
         "name": "gpt-oss-120b",
         "bytes": 65_248_815_744,
         "format": "safetensors",
         "stored": False,
-        "fetchable": False,
+        "fetchable": True,
     }
     assert rows["smollm2"]["fetchable"]
-    assert "get its files yourself" in freehold("ls", "--all").out
+    assert "not fetched" in freehold("ls", "--all").out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from freehold.errors import NotFoundError
 from freehold.hub.catalog import (
     DEFAULT_MODEL,
     CatalogEntry,
+    can_fetch,
     find_entry,
     get_entry,
     load_catalog,
@@ -17,6 +19,7 @@ from freehold.hub.catalog import (
     parse_catalog,
     require_source,
 )
+from freehold.hub.names import parse_source
 from freehold.hub.store import check_name
 
 TABLE = """
@@ -43,6 +46,7 @@ def test_the_shipped_catalogue_pins_every_byte() -> None:
     assert DEFAULT_MODEL in catalog
     for name, entry in catalog.items():
         assert name == check_name(name)
+        assert can_fetch(entry), name
         if not isinstance(entry, CatalogEntry):
             continue
         for pinned in (entry, entry.source):
@@ -72,13 +76,21 @@ def test_nothing_near_suggests_nothing() -> None:
 
 def test_a_valid_table_parses() -> None:
     entry = require_source(parse_catalog(table())["a"])
+    assert isinstance(entry, CatalogEntry)
     assert (entry.aliases, entry.source.package, str(entry.source)) == (("a:1b",), "p", "p 1 (Python wheel)")
 
 
 def test_a_model_without_a_source_says_what_to_do() -> None:
     for word, size in (("gpt-oss:20b", "13.8 GB"), ("GPT-OSS-120b", "65.2 GB")):
-        with pytest.raises(NotFoundError, match=rf"cannot be fetched yet.*{size}, Apache-2.0.*directory.*synth"):
-            require_source(get_entry(word))
+        entry = dataclasses.replace(get_entry(word), sources=())
+        with pytest.raises(NotFoundError, match=rf"cannot be fetched: .*{size}, Apache-2.0.*directory.*synth"):
+            require_source(entry)
+
+
+def test_sources_are_repositories_that_names_can_read() -> None:
+    for entry in load_catalog().values():
+        for source in entry.sources:
+            assert str(parse_source(source)) == source
 
 
 @pytest.mark.parametrize(

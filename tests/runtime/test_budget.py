@@ -7,15 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.budget import (
-    SCRATCH_BYTES,
     MemoryPlan,
     check_weights,
-    config_token_bytes,
     kv_bytes_per_token,
     plan_memory,
 )
 from freehold.core import KV_BLOCK, KVSpec
 from freehold.errors import RequestError, ResourceError
+from freehold.hardware.estimate import SCRATCH_BYTES
 
 
 def plan(budget: int, context: int | None = None, max_context: int = 8192, n_sequences: int = 4) -> MemoryPlan:
@@ -31,12 +30,6 @@ def plan(budget: int, context: int | None = None, max_context: int = 8192, n_seq
 
 def test_kv_bytes() -> None:
     assert kv_bytes_per_token([KVSpec("full", 3, 64, 64)] * 30, 2) == 30 * 3 * 128 * 2
-    assert config_token_bytes({"num_hidden_layers": 30, "num_key_value_heads": 3, "head_dim": 64}) == 30 * 3 * 128 * 2
-    assert config_token_bytes({"num_hidden_layers": 30}) is None
-    llama = {"num_hidden_layers": 32, "num_key_value_heads": 8, "hidden_size": 4096, "num_attention_heads": 32}
-    assert config_token_bytes(llama) == 32 * 8 * 256 * 2
-    latent = {"num_hidden_layers": 61, "num_key_value_heads": 128, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
-    assert config_token_bytes(latent) == 61 * 576 * 2  # DeepSeek-V3
 
 
 def test_plenty_of_memory_takes_the_models_context_for_every_conversation() -> None:

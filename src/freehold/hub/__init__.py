@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from freehold.errors import NotFoundError
+from freehold.errors import NotFoundError, RequestError
 from freehold.hub.catalog import DEFAULT_MODEL, Catalog, KnownModel, find_entry, load_catalog, nearest
+from freehold.hub.names import Address, Repository, read_reference, stored_name
 from freehold.hub.store import Store, StoredModel
 
 __all__ = ["DEFAULT_MODEL", "Resolved", "Store", "StoredModel", "resolve"]
@@ -37,7 +38,8 @@ def resolve(model: str | Path, store: Store, catalog: Catalog | None = None) -> 
 
     A word is tried in this order, the first that fits wins:
     1. a name or alias of the catalogue, in any case; so `./smollm2`, not `smollm2`, is the directory of that name;
-    2. an existing path, when it contains a separator or ends with .gguf;
+    2. an existing path, when it contains a separator or ends with .gguf; or else the repository or URL of that name,
+       when it was pulled;
     3. the name of a model in the store;
     4. a directory of that name that holds config.json or a .gguf file. Any other file or directory does not make a bare
        word a model.
@@ -56,7 +58,7 @@ def resolve(model: str | Path, store: Store, catalog: Catalog | None = None) -> 
             return Resolved("stored", entry.name, stored.path, entry)
         return Resolved("pullable", entry.name, entry=entry)
     if _looks_like_path(model):
-        return _existing(model)
+        return _pulled(model, store) or _existing(model)
     names = [stored.name for stored in store.models()]
     if model.lower() in names:
         return Resolved("stored", model.lower(), store.path(model))
@@ -64,9 +66,21 @@ def resolve(model: str | Path, store: Store, catalog: Catalog | None = None) -> 
         return _existing(model)
     known = [*names, *(name for known in catalog.values() for name in (known.name, *known.aliases))]
     raise NotFoundError(
-        f"no model {model[:100]!r}{nearest(model, known)}. It is no name in the catalogue ({', '.join(catalog)}), "
-        f"no model in the store and no model directory here; a path needs a separator, such as ./{model[:100]}"
+        f"no model {model[:100]!r}{nearest(model, known)}. It is no name in the catalogue (`freehold ls --all` lists "
+        f"them), no model in the store and no model directory here; a path needs a separator, such as ./{model[:100]}"
     )
+
+
+def _pulled(text: str, store: Store) -> Resolved | None:
+    """The stored model that `freehold pull` of the same words left, unless a path of that name exists."""
+    if "\0" in text or os.path.exists(os.path.expanduser(text)):
+        return None
+    try:
+        reference = read_reference(text)
+    except (NotFoundError, RequestError):
+        return None
+    stored = store.find(stored_name(reference)) if isinstance(reference, Repository | Address) else None
+    return None if stored is None else Resolved("stored", stored.name, store.path(stored.name))
 
 
 def _existing(text: str) -> Resolved:
@@ -74,7 +88,8 @@ def _existing(text: str) -> Resolved:
     if not os.path.exists(path):
         raise NotFoundError(
             f"no file or directory at {text[:200]!r}, and no model of that name; expected a .gguf file, a directory "
-            f"with config.json and weights, or a name that `freehold pull` knows, such as {DEFAULT_MODEL}"
+            f"with config.json and weights, a name of the catalogue, such as {DEFAULT_MODEL}, or a repository that was "
+            f"pulled before (`freehold pull ORG/NAME`)"
         )
     absolute = Path(os.path.abspath(path))
     return Resolved("path", absolute.stem if absolute.suffix.lower() == ".gguf" else absolute.name, absolute)

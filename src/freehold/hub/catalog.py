@@ -1,4 +1,4 @@
-"""The models Freehold knows by name; of those it can fetch, every byte is pinned.
+"""The models Freehold knows by name, and where each can be had.
 
 Owns the catalogue's schema and how a name finds its entry: by name or alias, in any case.
 Knows nothing of where models are stored or how they are fetched; names no host.
@@ -10,7 +10,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -27,6 +27,7 @@ DEFAULT_MODEL = "smollm2"
 """The model used when neither the caller nor FREEHOLD_MODEL names one."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SOURCE = re.compile(r"(hf|ms):[\w.-]+/[\w.-]+(:[\w-]+)?(@[\w.-]+)?", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -46,7 +47,11 @@ class WheelSource:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """A model that has a name: n_bytes are those of its tensors as published. shapes: `synth` can write its like."""
+    """A model that has a name: n_bytes are those of its tensors as published. shapes: `synth` can write its like.
+
+    sources: where it can be had, in order of preference, as hub.names.parse_source reads them. digests: file name ->
+    SHA-256, of those files that are known byte for byte.
+    """
 
     name: str
     title: str
@@ -56,11 +61,13 @@ class KnownModel:
     precision: str
     n_bytes: int
     shapes: bool = False
+    sources: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogEntry(KnownModel):
-    """A model that can be fetched: n_bytes and sha256 are those of the model file, `file` its name in the store."""
+    """A model of one pinned file: n_bytes and sha256 are those of the file, `file` its name in the store."""
 
     file: str
     sha256: str
@@ -98,17 +105,24 @@ def get_entry(word: str, catalog: Catalog | None = None) -> KnownModel:
     entry = find_entry(word, catalog)
     if entry is None:
         names = [name for known in catalog.values() for name in (known.name, *known.aliases)]
-        raise NotFoundError(f"the catalogue has no model {word!r}{nearest(word, names)}; it has {', '.join(catalog)}")
+        raise NotFoundError(
+            f"the catalogue has no model {word!r}{nearest(word, names)}; `freehold ls --all` lists what it has"
+        )
     return entry
 
 
-def require_source(model: KnownModel) -> CatalogEntry:
+def can_fetch(model: KnownModel) -> bool:
+    """Whether the catalogue has a source for the model."""
+    return isinstance(model, CatalogEntry) or bool(model.sources)
+
+
+def require_source(model: KnownModel) -> KnownModel:
     """The same model, if it can be fetched; NotFoundError with what to do instead if it cannot."""
-    if isinstance(model, CatalogEntry):
+    if can_fetch(model):
         return model
     synth = f"; `freehold synth {model.name} DIR` writes random weights of its shapes" if model.shapes else ""
     raise NotFoundError(
-        f"{model.name} cannot be fetched yet: the catalogue has no source for it. Get {model.title} "
+        f"{model.name} cannot be fetched: the catalogue has no source for it. Get {model.title} "
         f"({model.n_bytes / 1e9:.1f} GB, {model.licence}) from its publisher and give the directory of its files, or "
         f"its .gguf file, in place of the name{synth}"
     )
@@ -122,6 +136,11 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 def _entry(name: str, table: Mapping[str, Any]) -> KnownModel:
     fields = {**table, "name": name, "aliases": tuple(table.get("aliases", ()))}
+    fields |= {"sources": tuple(table.get("sources", ())), "digests": MappingProxyType(dict(table.get("digests", {})))}
+    assert all(_SOURCE.fullmatch(source) for source in fields["sources"]), (
+        f"{name}: sources are hf:ORG/NAME or ms:ORG/NAME"
+    )
+    assert all(_SHA256.fullmatch(digest) for digest in fields["digests"].values()), f"{name}: digests are SHA-256"
     if "source" not in fields:
         return KnownModel(**fields)
     source = dict(fields.pop("source"))

@@ -2,9 +2,11 @@
 
 Owns the layout, names, locks and the one way in (staging, then a rename) and out (a rename, then deletion):
 
-    ROOT/models/NAME/FILE, manifest.json    the model and what it is; the manifest's mtime is when it was last used
-    ROOT/staging/NAME.RANDOM/               a pull or a removal under way; what a killed process left is swept later
-    ROOT/locks/NAME.lock                    held by whoever changes NAME
+    ROOT/models/NAME/FILE..., manifest.json, freehold.json
+                                    the model and what it is; manifest.json's mtime is when it was last used
+    ROOT/staging/NAME.RANDOM/       a pull or a removal under way; what a killed process left is swept later
+    ROOT/partial/NAME/              what an interrupted download has so far, for the next pull to go on from
+    ROOT/locks/NAME.lock            held by whoever changes NAME
 
 Everything lies on one file system, so that a rename is atomic. Knows nothing of catalogues, networks or file formats.
 """
@@ -15,58 +17,26 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from freehold.errors import NotFoundError, RequestError, ResourceError, StoreError
 from freehold.hub.catalog import nearest
 from freehold.hub.lock import locked
+from freehold.hub.manifest import MANIFEST_NAME, FileRecord, Record
+from freehold.hub.stored import MANIFEST, WHOLE_DIRECTORY, Manifest, StoredModel, disk_bytes, read_model
 from freehold.settings import load as load_settings
 
-MANIFEST = "manifest.json"
+__all__ = ["DISK_MARGIN", "MANIFEST", "Manifest", "Store", "StoredModel", "check_name", "now"]
+
 DISK_MARGIN = 64 << 20
 """Bytes left free beside what a pull needs, so that a pull never fills the user's disk to the brim."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
-_MANIFEST_LIMIT = 1 << 16
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a stored model is and where it came from.
-
-    n_bytes and sha256 are those of the model file; pulled_at is UTC in ISO 8601.
-    """
-
-    name: str
-    file: str
-    format: str
-    n_bytes: int
-    sha256: str
-    licence: str
-    source: str
-    pulled_at: str
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """One directory of the store. problem says what is wrong with it; then path must not be loaded.
-
-    path is the model file, n_bytes what the directory holds on disk, last_used in seconds since the epoch.
-    """
-
-    name: str
-    path: Path
-    n_bytes: int
-    format: str
-    last_used: float
-    manifest: Manifest | None = None
-    problem: str | None = None
 
 
 class Store:
@@ -80,7 +50,7 @@ class Store:
         self.root = load_settings().home if root is None else Path(os.path.abspath(root))
 
     def path(self, name: str) -> Path:
-        """The model file of `name`, its size checked. NotFoundError when it is not stored, StoreError when damaged."""
+        """The model file or directory of `name`, sizes checked. NotFoundError if not stored, StoreError if damaged."""
         model = self.find(name)
         if model is None:
             raise self._missing(name)
@@ -91,11 +61,11 @@ class Store:
     def find(self, name: str) -> StoredModel | None:
         """The stored model called `name`, damaged or not, or None."""
         directory = self._part("models") / check_name(name)
-        return _read_model(directory) if os.path.lexists(directory) else None
+        return read_model(directory) if os.path.lexists(directory) else None
 
     def models(self) -> list[StoredModel]:
         """Everything stored, by name; damaged ones carry their problem."""
-        return [_read_model(directory) for directory in self._directories()]
+        return [read_model(directory) for directory in self._directories()]
 
     def mark_used(self, name: str) -> None:
         """Note that `name` was used now. A store that cannot be written keeps the old date."""
@@ -135,20 +105,53 @@ class Store:
         finally:
             shutil.rmtree(directory, ignore_errors=True)  # what resists is swept by a later pull
 
-    def commit(self, staged: Path, manifest: Manifest) -> Path:
-        """Make `staged`, a directory holding exactly the verified file of `manifest`, the model; returns its path.
+    @contextmanager
+    def partial(self, name: str) -> Iterator[Path]:
+        """The directory in which downloads of `name` grow, with what an earlier one left. The lock must be held.
 
-        The lock must be held and `staged` be a directory inside what staging() gave. A model of that name is replaced.
+        Deleted at the end, but kept when the block raises or the process dies, so that the next pull goes on from it.
         """
+        directory = self._create("partial") / check_name(name)
+        with self._guard(f"write to {directory}"):
+            if directory.is_symlink():
+                directory.unlink()
+            directory.mkdir(exist_ok=True)
+        yield directory
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def partials(self) -> dict[str, int]:
+        """The names of interrupted downloads, and the bytes that each keeps."""
+        with self._guard("read the store"):
+            found = [entry for entry in _subdirectories(self._part("partial")) if _NAME.fullmatch(entry.name)]
+        return {entry.name: disk_bytes(entry) for entry in found}
+
+    def discard_partial(self, name: str) -> None:
+        """Delete what an interrupted download of `name` left, if anything. Waits for the lock."""
+        directory = self._part("partial") / check_name(name)
+        if os.path.lexists(directory):
+            with self.lock(name), self.staging(name) as trash, self._guard(f"remove {directory}"):
+                os.rename(directory, trash / "partial")
+
+    def commit(self, staged: Path, manifest: Manifest, files: Sequence[FileRecord] = ()) -> Path:
+        """Make `staged`, a directory holding exactly the verified files of `manifest`, the model; returns its path.
+
+        `files` are all files of the model; left out where `manifest.file` is the only one. The lock must be held and
+        `staged` be a directory inside what staging() or partial() gave. A model of that name is replaced.
+        """
+        files = files or [FileRecord(manifest.file, manifest.n_bytes, manifest.sha256)]
+        facts = (manifest.name, manifest.source, manifest.revision, manifest.licence, manifest.pulled_at)
+        record = Record(*facts, tuple(files))
         target = self._create("models") / check_name(manifest.name)
         with self._guard(f"store {manifest.name}"):
             _write_synced(staged / MANIFEST, json.dumps(asdict(manifest), indent=2).encode() + b"\n")
+            _write_synced(staged / MANIFEST_NAME, record.to_json())
             _sync_directory(staged)
             if os.path.lexists(target):
+                shutil.rmtree(staged.parent / "replaced", ignore_errors=True)  # of a pull that was killed here
                 os.rename(target, staged.parent / "replaced")
             os.rename(staged, target)
             _sync_directory(target.parent)
-        return target / manifest.file
+        return target if manifest.file == WHOLE_DIRECTORY else target / manifest.file
 
     def sweep(self, held: str) -> None:
         """Delete what killed pulls and removals left behind: those of `held`, whose lock is ours, and of free locks."""
@@ -230,50 +233,6 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _read_model(directory: Path) -> StoredModel:
-    """Never raises for what the directory holds: damage is reported in the result."""
-    try:
-        if directory.is_symlink() or not directory.is_dir():
-            raise StoreError(f"{directory} is not a plain directory")
-        manifest = _read_manifest(directory)
-        path = directory / manifest.file
-        _check_file(path, manifest.n_bytes)
-    except StoreError as error:
-        n_bytes, used = _disk_bytes(directory), _mtime(directory)
-        return StoredModel(directory.name, directory, n_bytes, "unknown", used, problem=str(error))
-    used = _mtime(directory / MANIFEST)
-    return StoredModel(directory.name, path, _disk_bytes(directory), manifest.format, used, manifest)
-
-
-def _read_manifest(directory: Path) -> Manifest:
-    path = directory / MANIFEST
-    try:
-        with path.open("rb") as file:
-            values = json.loads(file.read(_MANIFEST_LIMIT))
-        manifest = Manifest(**{field.name: values[field.name] for field in fields(Manifest)})
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged ({type(error).__name__}: {error})") from error
-    texts = (getattr(manifest, field.name) for field in fields(Manifest) if field.name != "n_bytes")
-    if not all(isinstance(text, str) for text in texts) or type(manifest.n_bytes) is not int:
-        raise StoreError(f"{path} is damaged (a value has the wrong type)")
-    if manifest.name != directory.name or Path(manifest.file).name != manifest.file or "\\" in manifest.file:
-        raise StoreError(f"{path} is damaged (it names model {manifest.name!r} and file {manifest.file!r})")
-    return manifest
-
-
-def _check_file(path: Path, n_bytes: int) -> None:
-    try:
-        found = path.lstat()
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error})") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise StoreError(f"{path} is not a regular file")
-    if found.st_size != n_bytes:
-        raise StoreError(f"{path} has {found.st_size} bytes instead of {n_bytes}")
-
-
 def _subdirectories(path: Path) -> list[Path]:
     try:
         return sorted(path.iterdir())
@@ -281,23 +240,8 @@ def _subdirectories(path: Path) -> list[Path]:
         return []
 
 
-def _disk_bytes(directory: Path) -> int:
-    n_bytes = 0
-    for top, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):  # another process may be removing it
-                n_bytes += os.lstat(os.path.join(top, name)).st_size
-    return n_bytes
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _write_synced(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)  # a pull that was killed while it committed left one
     with path.open("xb") as file:
         file.write(content)
         file.flush()

@@ -141,3 +141,30 @@ class Progress:
         if quarter > self._quarter:
             self._quarter = quarter
             note(f"{self._what}: {25 * quarter} % of {human_bytes(total)}")
+
+
+class Stages:
+    """One Progress after another, as work goes from fetching to loading. A context manager, called with (what, done,
+    total).
+    """
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen. Closing twice does nothing."""
+        if self._progress is not None:
+            self._progress.close()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._progress is None or what != self._what:
+            self.close()
+            self._what, self._progress = what, Progress(what)
+        self._progress(done, total)

@@ -13,15 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from freehold.budget import SCRATCH_BYTES, MemoryPlan, config_token_bytes, plan_memory
+from freehold.budget import MemoryPlan, plan_memory
 from freehold.errors import FreeholdError, NotFoundError, RequestError
+from freehold.hardware.estimate import SCRATCH_BYTES
 from freehold.hub import Store, StoredModel, resolve
 from freehold.hub.catalog import find_entry
 from freehold.hub.store import check_name
 from freehold.loading import KV_ELEMENT_BYTES, load
-from freehold.models import Precision, Rounding, residence
+from freehold.models import Precision, residence
+from freehold.models.rounding import Rounding
 from freehold.runtime import LocalModel
 from freehold.server.source import Footprint, ModelSource
+from freehold.shapes import kv_token_bytes
 from freehold.weights import open_checkpoint
 
 log = logging.getLogger("freehold.server")
@@ -35,7 +38,8 @@ class LoadOptions:
     """How every model is loaded, as `loading.load` says."""
 
     precision: Precision = "exact"
-    weights: Rounding = "int8"
+    weights: Rounding = "auto"
+    measure: bool = True
     context: int | None = None
     threads: int | None = None
 
@@ -82,7 +86,7 @@ class Library:
         with open_checkpoint(self._path(source.name)) as checkpoint:
             config = checkpoint.config
             weight_bytes = residence(checkpoint, options.precision, options.weights).n_bytes
-            token_bytes = config_token_bytes(config, KV_ELEMENT_BYTES[options.precision])
+            token_bytes = kv_token_bytes(config, KV_ELEMENT_BYTES[options.precision])
             family, longest = config.get("model_type"), config.get("max_position_embeddings")
             n_parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
         max_context = longest if isinstance(longest, int) else None
@@ -116,6 +120,7 @@ class Library:
             source.name if path is None else path,
             precision=self._options.precision,
             weights=self._options.weights,
+            measure_rounding=self._options.measure,
             context=context,
             threads=self._options.threads,
             conversations=conversations,

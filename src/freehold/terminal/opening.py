@@ -11,9 +11,10 @@ from freehold.errors import FreeholdError
 from freehold.hub import Store, resolve
 from freehold.hub.catalog import load_catalog
 from freehold.loading import load
-from freehold.models import Precision, Rounding
+from freehold.models import Precision
+from freehold.models.rounding import Rounding
 from freehold.runtime import LocalModel
-from freehold.terminal.console import Progress, note
+from freehold.terminal.console import Stages, note
 from freehold.terminal.words import Request, join_prompt, read_piped, read_words
 
 
@@ -30,19 +31,20 @@ def open_model(
     model: str | None,
     *,
     precision: Precision,
-    weights: Rounding = "int8",
+    weights: Rounding = "auto",
+    measure: bool = True,
     context: int | None = None,
     threads: int | None = None,
     conversations: int = 1,
     prefix_cache: bool = True,
 ) -> LocalModel:
     """freehold.load with a progress display; the notes of the load are printed."""
-    shown = _Stages()
-    try:
+    with Stages() as shown:
         loaded = load(
             model,
             precision=precision,
             weights=weights,
+            measure_rounding=measure,
             context=context,
             threads=threads,
             conversations=conversations,
@@ -50,29 +52,9 @@ def open_model(
             progress=shown,
             note=note,
         )
-    finally:
-        shown.close()
     if loaded.plan.note:
         note(loaded.plan.note)
     return loaded
-
-
-class _Stages:
-    """One progress display after another, as `load` goes from fetching to loading."""
-
-    def __init__(self) -> None:
-        self._what = ""
-        self._progress: Progress | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._progress is None or what != self._what:
-            self.close()
-            self._what, self._progress = what, Progress(what)
-        self._progress(done, total)
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
 
 
 def _is_model(word: str) -> bool:

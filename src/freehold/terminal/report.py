@@ -1,4 +1,4 @@
-"""The facts behind `freehold ls`, `show` and `doctor`, as plain data for --json and as text.
+"""The facts behind `freehold ls` and `doctor`, as plain data for --json and as text.
 
 Owns what is reported and how it reads. The facts come from the store, the checkpoint and the machine.
 """
@@ -6,23 +6,18 @@ Owns what is reported and how it reads. The facts come from the store, the check
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from freehold import __version__, kernels, settings
-from freehold.budget import SCRATCH_BYTES, config_token_bytes
-from freehold.errors import FreeholdError, NotFoundError
+from freehold.errors import FreeholdError
 from freehold.hardware import detect, problems
-from freehold.hub import Store, resolve
-from freehold.hub.catalog import CatalogEntry, load_catalog, require_source
+from freehold.hub import Store, StoredModel
+from freehold.hub.catalog import can_fetch, load_catalog
 from freehold.hub.packed import elsewhere, packed_size
-from freehold.models import FAMILIES, Residence, residence
-from freehold.terminal.console import human_bytes, human_count, printable, table
-from freehold.weights import Checkpoint, open_checkpoint
+from freehold.terminal.console import human_bytes, printable, table
 
 Facts = dict[str, Any]
 
@@ -34,6 +29,7 @@ def list_models(everything: bool = False) -> list[Facts]:
         {
             "name": model.name,
             "bytes": model.n_bytes,
+            "linked_bytes": _linked_bytes(model),
             "packed_bytes": packed_size(model.path, store),
             "format": model.format,
             "last_used": int(model.last_used),
@@ -53,7 +49,7 @@ def list_models(everything: bool = False) -> list[Facts]:
                         "bytes": entry.n_bytes,
                         "format": entry.format,
                         "stored": False,
-                        "fetchable": isinstance(entry, CatalogEntry),
+                        "fetchable": can_fetch(entry),
                     }
                 )
     return rows
@@ -65,15 +61,24 @@ def render_models(rows: list[Facts]) -> str:
         return "no models yet; `freehold pull smollm2` fetches one, `freehold ls --all` shows what there is"
     lines = []
     for row in rows:
-        lines.append((row["name"], human_bytes(row["bytes"]), row["format"], _state(row)))
+        size = row["bytes"] + row.get("linked_bytes", 0)
+        lines.append((row["name"], human_bytes(size), row["format"], _state(row)))
     return table(lines)
 
 
 def _state(row: Facts) -> str:
     if row["stored"]:
         packed = f", {human_bytes(row['packed_bytes'])} of it packed weights" if row["packed_bytes"] else ""
-        return row["problem"] or f"used {_day(row['last_used'])}{packed}"
-    return "not fetched" if row["fetchable"] else "cannot be fetched yet; get its files yourself"
+        linked = f", {human_bytes(row['linked_bytes'])} of it elsewhere" if row["linked_bytes"] else ""
+        return row["problem"] or f"used {_day(row['last_used'])}{packed}{linked}"
+    return "not fetched" if row["fetchable"] else "cannot be fetched; get its files yourself"
+
+
+def _linked_bytes(model: StoredModel) -> int:
+    """Bytes of the files that the store only links to."""
+    if model.record is None or model.manifest is None:
+        return 0
+    return sum(file.size for file in model.record.files if file.name in model.manifest.links)
 
 
 def packed_elsewhere() -> str | None:
@@ -83,75 +88,6 @@ def packed_elsewhere() -> str | None:
     if not any(sizes):
         return None
     return f"{human_bytes(sum(sizes))} more are packed weights of models elsewhere, in {store.root / 'packed'}"
-
-
-def describe_model(model: str) -> Facts:
-    """What a model is and what it needs, without loading it. Raises NotFoundError for one that is not fetched yet."""
-    store = Store()
-    resolved = resolve(model, store)
-    if resolved.path is None:
-        if resolved.entry is not None:
-            require_source(resolved.entry)
-        raise NotFoundError(f"{resolved.name} is not in the store yet; fetch it with `freehold pull {resolved.name}`")
-    with open_checkpoint(resolved.path) as checkpoint:
-        formats, n_parameters = _formats(checkpoint)
-        config = checkpoint.config
-        context = config.get("max_position_embeddings")
-        token_bytes = config_token_bytes(config)
-        kv_bytes = token_bytes * context if token_bytes and isinstance(context, int) else None
-        known = config.get("model_type") in FAMILIES
-        loaded = residence(checkpoint) if known else Residence(checkpoint.n_bytes)
-        return {
-            "name": resolved.name,
-            "path": str(resolved.path),
-            "container": checkpoint.kind,
-            "architecture": config.get("model_type"),
-            "parameters": n_parameters,
-            "bytes": checkpoint.n_bytes,
-            "formats": formats,
-            "layers": config.get("num_hidden_layers"),
-            "context": context,
-            "vocabulary": config.get("vocab_size"),
-            "chat_template": checkpoint.chat_template is not None,
-            "rounded": loaded.rounded,
-            "packed_bytes": packed_size(resolved.path, store),
-            "licence": _licence(resolved.entry.licence if resolved.entry else None, checkpoint),
-            "memory": {
-                "weights_bytes": loaded.n_bytes,
-                "kv_bytes_per_token": token_bytes,
-                "kv_bytes_full_context": kv_bytes,
-                "working_bytes": SCRATCH_BYTES,
-                "total_bytes": None if kv_bytes is None else loaded.n_bytes + kv_bytes + SCRATCH_BYTES,
-                "budget_bytes": detect().memory_budget,
-            },
-        }
-
-
-def render_model(facts: Facts) -> str:
-    """`describe_model` as text."""
-    memory = facts["memory"]
-    formats = ", ".join(
-        f"{name} ({entry['tensors']} tensors, {human_bytes(entry['bytes'])})"
-        for name, entry in facts["formats"].items()
-    )
-    kv = memory["kv_bytes_full_context"]
-    need = f"{human_bytes(memory['weights_bytes'])} weights + {human_bytes(memory['working_bytes'])} working memory"
-    if kv is not None:
-        need += f" + {human_bytes(kv)} KV cache at full context = {human_bytes(memory['total_bytes'])}"
-    rows = [
-        ("model", facts["name"]),
-        ("path", facts["path"]),
-        ("architecture", f"{facts['architecture']}, {facts['layers']} layers, vocabulary {facts['vocabulary']}"),
-        ("parameters", human_count(facts["parameters"])),
-        ("formats", formats),
-        ("context", f"{facts['context']} tokens"),
-        ("chat template", "yes" if facts["chat_template"] else "no"),
-        *([("rounded here", f"{facts['rounded']}; --weights native keeps them")] if facts["rounded"] else []),
-        ("packed weights", human_bytes(facts["packed_bytes"]) if facts["packed_bytes"] else "not kept yet"),
-        ("licence", facts["licence"] or "not stated in the files"),
-        ("memory", f"{need}; this process may use {human_bytes(memory['budget_bytes'])}"),
-    ]
-    return table(rows)
 
 
 def describe_machine() -> Facts:
@@ -205,26 +141,6 @@ def render_machine(facts: Facts) -> str:
     for problem in facts["problems"]:
         lines += [printable(f"problem: {problem['what']}"), printable(f"  remedy: {problem['remedy']}")]
     return "\n".join(lines) + ("" if facts["problems"] else "no problems found")
-
-
-def _formats(checkpoint: Checkpoint) -> tuple[dict[str, dict[str, int]], int]:
-    """Tensors and bytes by format, the most bytes first, and the number of parameters."""
-    found: dict[str, dict[str, int]] = {}
-    n_parameters = 0
-    for name in checkpoint.names:
-        tensor = checkpoint.get(name)
-        entry = found.setdefault(tensor.format.name, {"tensors": 0, "bytes": 0})
-        entry["tensors"] += 1
-        entry["bytes"] += tensor.n_bytes
-        n_parameters += math.prod(tensor.shape)
-        checkpoint.release(name)
-    return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"])), n_parameters
-
-
-def _licence(known: str | None, checkpoint: Checkpoint) -> str | None:
-    stated: Mapping[str, Any] = checkpoint.gguf_metadata or {}
-    value = known or stated.get("general.license")
-    return value if isinstance(value, str) else None
 
 
 def _isa(found: list[dict[str, str]]) -> Facts:

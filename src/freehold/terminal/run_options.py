@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 PrecisionName = Literal["reference", "exact", "fast"]
-RoundingName = Literal["int8", "native"]
+RoundingName = Literal["auto", "native", "q8", "q4"]
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A catalogue name, a model directory or a .gguf file.")]
 First = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help="What to run.")]
@@ -52,5 +52,11 @@ Precision = Annotated[
 ]
 Weights = Annotated[
     RoundingName,
-    typer.Option(help="int8: attention and head of gpt-oss, published in bfloat16, as Q8_0. native: as published."),
+    typer.Option(
+        help="q8, q4: what is published in 16 or 32 bits, in 8 or 4; says what it costs. native: as published. "
+        "auto: as published, but gpt-oss's attention and head in 8 bits."
+    ),
+]
+Measure = Annotated[
+    bool, typer.Option("--measure/--no-measure", help="Measure what q8 or q4 costs, when a model is first loaded so.")
 ]

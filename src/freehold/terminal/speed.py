@@ -18,6 +18,7 @@ def describe_bench(model: LocalModel, work: Workload, result: Measurement, bandw
     return {
         "model": model.name,
         "precision": precision,
+        "rounded": model.rounded,
         "isa": kernels.isa(),
         "workload": dataclasses.asdict(work),
         "prefill_tokens_per_second": round(result.prefill, 1),
@@ -41,6 +42,7 @@ def render_bench(facts: Facts) -> str:
     depth = f"at depth {work['depth']}"
     rows = [
         ("model", f"{facts['model']}, precision {facts['precision']}, kernels {facts['isa']}"),
+        *([("weights", facts["rounded"])] if facts["rounded"] else []),
         ("prefill", f"{facts['prefill_tokens_per_second']} tok/s ({work['n_prefill']} tokens{many}{median})"),
         ("decode", f"{facts['decode_tokens_per_second']} tok/s ({work['n_decode']} tokens {depth}{many}{median})"),
         ("load", f"{facts['load_seconds']} s"),
