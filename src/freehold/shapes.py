@@ -140,7 +140,7 @@ def _assembled(
     has_head = any(part.name.endswith(_HEAD) for part in parts)
     always: dict[str, Amount] = {}
     experts: dict[str, Amount] = {}
-    table, residue = Amount(), 0.0
+    table, residue, head = Amount(), 0.0, ("", 0.0)
     for part in parts:
         is_table = part.name.endswith(_EMBEDDING) and has_head
         if is_table and resident and part.format_name == "BF16":
@@ -151,6 +151,8 @@ def _assembled(
         if is_table:
             table += amount
             continue
+        if part.name.endswith(_HEAD if has_head else _EMBEDDING):
+            head = part.format_name, float(part.n_parameters)
         found = experts if _EXPERTS in part.name else always
         found[part.format_name] = found.get(part.format_name, Amount()) + amount
     n_experts, top_k = _mixture(config) if experts else (0, 0)
@@ -168,6 +170,7 @@ def _assembled(
         n_experts=n_experts,
         top_k=top_k,
         residue=residue,
+        head=head,
     )
 
 

@@ -39,17 +39,17 @@ class Prior:
     chunk: int = 2048
 
 
-_CARD = Prior(0.76, 40e-6, 1.35, 15, 0.48, 1.65, 5, reserve=(0.6e9, 2.1e9), usable=(1.0, 1.0))
-_CENTRE = replace(_CARD, decode_points=0, eta_f=0.46, prefill_spread=2.25, prefill_points=3, usable=(1.0, 0.9))
-_UNIFIED = Prior(0.84, 45e-6, 1.25, 9, 0.38, 1.9, 9, reserve=(0.3e9, 2.1e9), usable=(0.95, 0.75))
+_CARD = Prior(0.76, 40e-6, 1.35, 15, 0.42, 1.65, 5, reserve=(0.6e9, 2.1e9), usable=(1.0, 1.0))
+_CENTRE = replace(_CARD, decode_points=0, eta_f=0.44, prefill_spread=2.3, prefill_points=3, usable=(1.0, 0.9))
+_UNIFIED = Prior(0.84, 45e-6, 1.25, 9, 0.36, 2.0, 9, reserve=(0.3e9, 2.1e9), usable=(0.95, 0.75))
 PRIORS: Mapping[DeviceClass, Prior] = MappingProxyType(
     {
         "card": _CARD,
         "datacentre": _CENTRE,
         "accelerator": replace(_CENTRE, decode_spread=2.0, prefill_points=0),
-        "apple": Prior(1.0, 230e-6, 1.35, 10, 0.38, 2.0, 3, reserve=(0.3e9, 1.5e9), usable=(0.92, 0.75)),
+        "apple": Prior(1.0, 230e-6, 1.35, 10, 0.38, 1.9, 3, reserve=(0.3e9, 1.5e9), usable=(0.92, 0.75)),
         "unified": _UNIFIED,
-        "apu": replace(_UNIFIED, eta_f=0.1, prefill_spread=1.75, prefill_points=4),
+        "apu": replace(_UNIFIED, eta_f=0.1, prefill_spread=2.1, prefill_points=4),
         "cpu": Prior(0.58, 0.0, 1.5, 2, 0.35, 2.5, 0, reserve=(0.2e9, 1.5e9), usable=(1.0, 0.0), chunk=512),
     }
 )

@@ -70,7 +70,8 @@ class AttentionLayers:
 class ModelShape:
     """A model as the planner sees it.
 
-    always: weights that every token needs; an embedding that is the head as well belongs here. experts: the routed
+    always: weights that every token needs; an embedding that is the head as well belongs here. head: of these the
+    format and the parameters of what makes logits, which of a prompt only the last token needs. experts: the routed
     ones, of which a token needs top_k of n_experts. table: an embedding of which a token reads one row. residue: bytes
     of `always`, `experts` and `table` that take no memory of their own once loaded, as rows left in a file.
     """
@@ -89,6 +90,7 @@ class ModelShape:
     top_k: int = 0
     kv_bits: int = 16
     residue: float = 0
+    head: tuple[str, float] = ("", 0)
 
     @property
     def weight_bytes(self) -> int:
@@ -178,11 +180,13 @@ class Device:
         """To read the weights once, each device its share."""
         return sum(part.n_bytes / self._rate(self.read_rates, name) for name, part in weights.items()) / self.count
 
-    def product_seconds(self, model: ModelShape) -> float:
-        """To multiply one token with the weights it needs."""
+    def product_seconds(self, model: ModelShape, *, prompt: bool = False) -> float:
+        """To multiply one token with the weights it needs, one of a prompt's without the head."""
         grouped, share = self.grouped_rates or self.product_rates, model.share(1)
         total = sum(2 * part.n_parameters / self._rate(self.product_rates, name) for name, part in model.always.items())
         total += sum(2 * share * part.n_parameters / self._rate(grouped, name) for name, part in model.experts.items())
+        if prompt and model.head[1]:
+            total -= 2 * model.head[1] / self._rate(self.product_rates, model.head[0])
         return total / self.count
 
     def exchange_seconds(self, model: ModelShape, n_tokens: float) -> float:
@@ -306,7 +310,7 @@ def _decode_seconds(
 def prefill(model: ModelShape, device: Device, n_tokens: int, start: int = 0) -> Speed:
     """Reading a prompt of n_tokens after `start` others, in chunks."""
     seconds = dict.fromkeys(("weights", "compute", "attention", "overhead", "link"), 0.0)
-    compute_per_token = device.product_seconds(model)
+    compute_per_token = device.product_seconds(model, prompt=True)
     for first in range(0, n_tokens, device.chunk):
         size = min(device.chunk, n_tokens - first)
         read, product = device.read_seconds(model.read(size)), size * compute_per_token
