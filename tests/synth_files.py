@@ -41,7 +41,7 @@ def read_safetensors(directory: Path) -> Arrays:
         header.pop("__metadata__")
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            raw = np.frombuffer(data[8 + length + begin : 8 + length + end], np.uint8)
+            raw: Any = np.frombuffer(data[8 + length + begin : 8 + length + end], np.uint8)
             if entry["dtype"] == "BF16":
                 raw = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
             elif entry["dtype"] == "F32":
@@ -63,7 +63,8 @@ def _e4m3(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     assert (exponent > 0).all()
     assert (codes & 0x7F < 0x7F).all()
     size = np.ldexp(1 + fraction / 8, exponent - 7).astype(np.float32)
-    return np.where(codes >> 7, -size, size)
+    numbers: npt.NDArray[np.float32] = np.where(codes >> 7, -size, size)
+    return numbers
 
 
 def read_gguf(path: Path) -> Arrays:
