@@ -293,28 +293,21 @@ INLINE i32x16 negate(i32x16 a) {
 
 // Horizontal reductions in one fixed tree (lane i with i + 8, then + 4, + 2, + 1), so that no level differs from another.
 #if defined(ISA_AVX512) || defined(ISA_AVX2)
-INLINE __m256 lower_half(f32x16 a) {
 #if defined(ISA_AVX512)
-  return _mm512_castps512_ps256(a.v);
-#else
-  return a.lo;
-#endif
+template <int UPPER> INLINE __m256 half_of(f32x16 a) {
+  return _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(a.v), UPPER));
 }
-INLINE __m256 upper_half(f32x16 a) {
-#if defined(ISA_AVX512)
-  return _mm512_extractf32x8_ps(a.v, 1);
 #else
-  return a.hi;
+template <int UPPER> INLINE __m256 half_of(f32x16 a) { return UPPER ? a.hi : a.lo; }
 #endif
-}
 INLINE float reduce_add(f32x16 a) {
-  const __m256 eight = _mm256_add_ps(lower_half(a), upper_half(a));
+  const __m256 eight = _mm256_add_ps(half_of<0>(a), half_of<1>(a));
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 INLINE float reduce_max(f32x16 a) {
-  const __m256 eight = _mm256_max_ps(lower_half(a), upper_half(a));
+  const __m256 eight = _mm256_max_ps(half_of<0>(a), half_of<1>(a));
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
