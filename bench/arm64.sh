@@ -14,7 +14,7 @@ sources=(tests/native/portable.cpp csrc/pack.cpp csrc/quantise.cpp csrc/target_s
 
 g++ "${flags[@]}" "${sources[@]}" -o "$build/here"
 aarch64-linux-gnu-g++ "${flags[@]}" -static "${sources[@]}" -o "$build/arm64"
-for source in csrc/program.cpp csrc/experts.cpp csrc/threads.cpp csrc/memory.cpp csrc/dispatch.cpp; do
+for source in csrc/program.cpp csrc/experts.cpp csrc/latent.cpp csrc/threads.cpp csrc/memory.cpp csrc/dispatch.cpp; do
   aarch64-linux-gnu-g++ "${flags[@]}" -fsyntax-only "$source"
 done
 
