@@ -5,6 +5,7 @@
 // result depends on what else is in the batch, nor on the number of workers.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "program.h"
 
@@ -22,23 +23,16 @@ int best_of(const float *ranks, int n, const int *taken, int n_taken) {
   return best;
 }
 
-// The sum of the `n` largest of `size`.
-float sum_of_best(const float *ranks, int size, int n) {
-  std::vector<float> best(ranks, ranks + size);
-  std::partial_sort(best.begin(), best.begin() + n, best.end(), is_better);
-  float sum = 0;
-  for (int i = 0; i < n; i++) sum += best[i];
-  return sum;
-}
-
-// Ranks -infinity for all experts outside the best groups.
-void keep_best_groups(const Gating &gating, std::vector<float> &ranks, std::vector<float> &groups) {
-  const int n = gating.n_groups, size = (int)ranks.size() / n;
-  for (int g = 0; g < n; g++) groups[g] = sum_of_best(ranks.data() + g * size, size, gating.group_best);
-  std::vector<int> kept(gating.n_kept_groups);
-  for (int i = 0; i < gating.n_kept_groups; i++) kept[i] = best_of(groups.data(), n, kept.data(), i);
+// Ranks -infinity for all experts outside the best groups. sorted, groups, kept: room for `size`, n and n_kept_groups.
+void keep_best_groups(const Gating &gating, int size, float *ranks, float *sorted, float *groups, int *kept) {
+  const int n = gating.n_groups;
+  for (int g = 0; g < n; g++) {
+    std::partial_sort_copy(ranks + g * size, ranks + (g + 1) * size, sorted, sorted + gating.group_best, is_better);
+    groups[g] = std::accumulate(sorted, sorted + gating.group_best, 0.0f);
+  }
+  for (int i = 0; i < gating.n_kept_groups; i++) kept[i] = best_of(groups, n, kept, i);
   for (int g = 0; g < n; g++)
-    if (std::find(kept.begin(), kept.end(), g) == kept.end()) std::fill_n(ranks.begin() + g * size, size, -INFINITY);
+    if (std::find(kept, kept + gating.n_kept_groups, g) == kept + gating.n_kept_groups) std::fill_n(ranks + g * size, size, -INFINITY);
 }
 }  // namespace
 
@@ -65,7 +59,12 @@ void Program::reserve_experts(const BatchView &batch) {
     if (pair_outputs_.size() < n_pairs * max_pair_rows_) pair_outputs_.resize(n_pairs * max_pair_rows_);
   }
   pairs_.reserve(n_slots, max_pair_cols_, pair_forms_ | (tiled ? TILES : 0));
-  for (Worker &w : workers_) w.activations.reserve(most, max_pair_cols_, pair_forms_);
+  for (Worker &w : workers_) {
+    w.activations.reserve(most, max_pair_cols_, pair_forms_);
+    for (const Routing &r : routings_)
+      if (w.ranks.size() < (size_t)r.n_experts)
+        w.ranks.resize(r.n_experts), w.sorted.resize(r.n_experts), w.groups.resize(r.n_experts), w.kept.resize(r.n_experts);
+  }
   tiled_tokens_.resize(batch.n_tokens);
   for (const Run &run : runs_) std::fill_n(tiled_tokens_.begin() + run.first, run.n_tokens, run.tiled);
 }
@@ -91,14 +90,14 @@ void Program::choose(const float *scores, Routing &r, int token, Worker &worker)
     for (int e = 0; e < r.n_experts; e++) sum_of_all += std::exp(scores[e] - most_of_all);
   const auto share = [&](int e) { return gating.sigmoid ? sigmoid(scores[e]) : std::exp(scores[e] - most_of_all) / sum_of_all; };
 
-  std::vector<float> &ranks = worker.ranks;
-  ranks.resize(r.n_experts), worker.groups.resize(gating.n_groups);
+  float *ranks = worker.ranks.data();
   for (int e = 0; e < r.n_experts; e++) ranks[e] = by_scores ? scores[e] : share(e) + (gating.bias ? gating.bias[e] : 0);
-  if (gating.n_groups > 1) keep_best_groups(gating, ranks, worker.groups);
+  if (gating.n_groups > 1)
+    keep_best_groups(gating, r.n_experts / gating.n_groups, ranks, worker.sorted.data(), worker.groups.data(), worker.kept.data());
 
   int *chosen = r.expert.data() + (int64_t)token * r.k;
   float *weight = r.weight.data() + (int64_t)token * r.k, total = 0;
-  for (int i = 0; i < r.k; i++) chosen[i] = best_of(ranks.data(), r.n_experts, chosen, i);
+  for (int i = 0; i < r.k; i++) chosen[i] = best_of(ranks, r.n_experts, chosen, i);
   const bool among_chosen = !gating.sigmoid && gating.normalised;  // then the sum over all cancels
   for (int i = 0; i < r.k; i++) total += weight[i] = among_chosen ? std::exp(scores[chosen[i]] - scores[chosen[0]]) : share(chosen[i]);
   const float factor = gating.scale / (gating.normalised ? total + 1e-20f : 1);

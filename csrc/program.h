@@ -168,7 +168,8 @@ class Program {
     ActivationStore activations;  // of a single token, or of its pairs
     std::vector<Line> scratch;
     std::vector<float> scores, state;
-    std::vector<float> ranks, groups;  // of the experts of one token, and of their groups
+    std::vector<float> ranks, sorted, groups;  // of the experts of one token, those of one group, and of the groups
+    std::vector<int> kept;                     // groups
     ActivationStore heads;             // of one head of the absorbed tokens
     std::vector<float> products;       // of them
     std::vector<float> latent, keys, values, states;  // a row of the cache; the others of one head, in the plain form

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from freehold.errors import RequestError
 
 KV_BLOCK = 32
-"""Tokens in one KV block (page). 32 is the K extent of a bf16 matrix tile, so a block feeds a tile product whole."""
+"""Tokens in one KV block (page). 32 is the K extent of a 16-bit matrix tile, so a block feeds a tile product whole."""
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]

@@ -1,5 +1,6 @@
-"""What follows attention in most families: a gated MLP, or a mixture of such experts.
+"""What several families have in common: grouped-query attention, a gated MLP, a mixture of such experts.
 
+    attention(t) = W_o attend(rope(q), rope(k), v)   q, k, v = W t, with biases or not; q, k normalised or not
     mlp(t) = W_down (silu(W_gate t) * W_up t)
     mixture(t) = sum_e w_e mlp_e(t) + shared(t)      the experts e and weights w_e as the router's scores decide
 
@@ -10,16 +11,78 @@ Norms and most of a config's words belong to the families.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
+from freehold.core import Float32Array, KVSpec
 from freehold.errors import ModelFileError
-from freehold.kernels import Gating, Matrix, Norm, Ops, Value
+from freehold.kernels import Gating, Matrix, Norm, Ops, Rope, Value
 from freehold.models.common import Config
 from freehold.models.loader import Loader
 
+ATTN_NORM = "input_layernorm.weight"
+Q, K, V, OUT = (f"self_attn.{x}_proj" for x in "qkvo")
+Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
 MLP, SHARED = "mlp.", "mlp.shared_experts."
 GATE, UP, DOWN = (f"{x}_proj.weight" for x in ("gate", "up", "down"))
 ROUTER, CHOICE_BIAS = "mlp.gate.weight", "mlp.gate.e_score_correction_bias"
 GATES, UPS, DOWNS = (f"mlp.experts.{name}" for name in (GATE, UP, DOWN))
+
+
+class AttentionShape(Protocol):
+    """What `Attention` reads of a family's config."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rope(self) -> Rope: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def biased(self) -> bool:
+        """Queries, keys and values; not the output."""
+        ...
+
+    @property
+    def normalised(self) -> bool:
+        """Queries and keys, each head by itself, before they are rotated."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's grouped-query attention, whose heads see everything before them."""
+
+    norm: Norm
+    qkv: tuple[Matrix, ...]
+    biases: tuple[Float32Array, ...] | None
+    q_norm: Norm | None
+    k_norm: Norm | None
+    out: Matrix
+
+    @staticmethod
+    def load(loader: Loader, at: str, c: AttentionShape) -> Attention:
+        sizes = {Q: c.n_heads * c.head_dim, K: c.n_kv_heads * c.head_dim, V: c.n_kv_heads * c.head_dim}
+        return Attention(
+            norm=loader.norm(at + ATTN_NORM, c.hidden_size, c.eps),
+            qkv=tuple(loader.matrix(f"{at}{name}.weight", size, c.hidden_size) for name, size in sizes.items()),
+            biases=tuple(loader.vector(f"{at}{x}.bias", size) for x, size in sizes.items()) if c.biased else None,
+            q_norm=loader.norm(at + Q_NORM, c.head_dim, c.eps) if c.normalised else None,
+            k_norm=loader.norm(at + K_NORM, c.head_dim, c.eps) if c.normalised else None,
+            out=loader.matrix(f"{at}{OUT}.weight", c.hidden_size, c.n_heads * c.head_dim),
+        )
+
+    def record(self, ops: Ops, x: Value, c: AttentionShape) -> Value:
+        kv = KVSpec("full", c.n_kv_heads, c.head_dim, c.head_dim)
+        q, k, v = ops.linear(x, self.qkv, self.biases, norm=self.norm)
+        scale = c.head_dim**-0.5
+        attended = ops.attend(q, k, v, kv, rope=c.rope, scale=scale, q_norm=self.q_norm, k_norm=self.k_norm)
+        return ops.linear_add(attended, self.out, x)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from freehold.core import Float32Array, KVSpec
-from freehold.kernels import Gating, Matrix, Norm, Ops, Rope, Value
-from freehold.models.blocks import ROUTER, FeedForward, MixtureShape
+from freehold.kernels import Gating, Ops, Rope
+from freehold.models.blocks import ROUTER, Attention, FeedForward, MixtureShape
 from freehold.models.common import Config, read_context, read_rope
 from freehold.models.loader import Loader
 
@@ -32,9 +31,7 @@ EXACT = (ROUTER,)  # decides between close scores
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{}."
-ATTN_NORM, MLP_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
-Q, K, V, OUT = (f"self_attn.{x}_proj" for x in "qkvo")
-Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
+MLP_NORM = "post_attention_layernorm.weight"
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,16 @@ class QwenConfig:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    biased: bool  # Qwen2; else queries and keys are normalised
+    biased: bool  # queries, keys and values: Qwen2
     eps: float
     max_context: int
     tied: bool
     rope: Rope
+
+    @property
+    def normalised(self) -> bool:
+        """Queries and keys."""
+        return not self.biased
 
     @staticmethod
     def read(config: Config) -> QwenConfig:
@@ -101,37 +103,6 @@ def _read_mixture(config: Config) -> FeedForward:
         gating=Gating(normalised=config.get("norm_topk_prob", bool, False)),
     )
     return FeedForward(0, 0, mixture)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One layer's attention; of biases and norms of the heads a model has one or the other."""
-
-    norm: Norm
-    qkv: tuple[Matrix, ...]
-    biases: tuple[Float32Array, ...] | None
-    q_norm: Norm | None
-    k_norm: Norm | None
-    out: Matrix
-
-    @staticmethod
-    def load(loader: Loader, at: str, c: QwenConfig) -> Attention:
-        sizes = {Q: c.n_heads * c.head_dim, K: c.n_kv_heads * c.head_dim, V: c.n_kv_heads * c.head_dim}
-        return Attention(
-            norm=loader.norm(at + ATTN_NORM, c.hidden_size, c.eps),
-            qkv=tuple(loader.matrix(f"{at}{name}.weight", size, c.hidden_size) for name, size in sizes.items()),
-            biases=tuple(loader.vector(f"{at}{x}.bias", size) for x, size in sizes.items()) if c.biased else None,
-            q_norm=None if c.biased else loader.norm(at + Q_NORM, c.head_dim, c.eps),
-            k_norm=None if c.biased else loader.norm(at + K_NORM, c.head_dim, c.eps),
-            out=loader.matrix(f"{at}{OUT}.weight", c.hidden_size, c.n_heads * c.head_dim),
-        )
-
-    def record(self, ops: Ops, x: Value, c: QwenConfig) -> Value:
-        kv = KVSpec("full", c.n_kv_heads, c.head_dim, c.head_dim)
-        q, k, v = ops.linear(x, self.qkv, self.biases, norm=self.norm)
-        scale = c.head_dim**-0.5
-        attended = ops.attend(q, k, v, kv, rope=c.rope, scale=scale, q_norm=self.q_norm, k_norm=self.k_norm)
-        return ops.linear_add(attended, self.out, x)
 
 
 def record(config: Config, loader: Loader) -> tuple[Ops, QwenConfig]:
