@@ -1,11 +1,13 @@
 """Freehold beside other engines on the same weights, alternating in one run on one machine.
 
 usage: compare.py --model MODEL.gguf [--freehold-model DIR] [--llama-python P] [--vllm-python P --vllm-model DIR]
-                  [--rounds 5] [--prefill 512,2048] [--prefill-at 4096] [--decode-at 512,4096] [--batch 8] [--swap] ...
+                  [--rounds 5] [--prefill 512,2048] [--prefill-at 4096] [--decode-at 512,4096] [--batch 8] [--swap]
+                  [--precision exact,fast] ...
 
 Engines are asked in turn, A B C A B C ..., so a noisy neighbour hits all of them; reported are medians, and ratios of
-Freehold to each. Each engine is loaded once in a process of its own; with --swap, for models of which memory holds only
-one, it is loaded anew in every round and stopped before the next engine starts. Environments: see docs/performance.md.
+Freehold, in each of the precisions asked for, to the others. Each engine is loaded once in a process of its own; with
+--swap, for models of which memory holds only one, it is loaded anew in every round and stopped before the next engine
+starts. Environments: see docs/performance.md.
 """
 
 import argparse
@@ -23,7 +25,7 @@ WORKERS = Path(__file__).with_name("workers.py")
 
 class Engine:
     def __init__(self, label, python, kind, model, n_threads, env=None):
-        self.label, self.loads, self.rates, self.peak = label, [], {}, 0
+        self.label, self.kind, self.loads, self.rates, self.peak = label, kind, [], {}, 0
         self.command = [python, str(WORKERS), kind, model, str(n_threads)]
         self.env = {**os.environ, **(env or {})}
         self.process = None
@@ -77,12 +79,15 @@ def workloads(a):
 def report(engines, names, a, load):
     print(f"{platform.processor() or platform.machine()}, {a.threads} threads, load at start {load:.2f}, "
           f"{time.strftime('%Y-%m-%d %H:%M')}, tokens/s, medians of {a.rounds}")  # fmt: skip
-    print(f"{'':<20}" + "".join(f"{e.label:>12}" for e in engines) + "   freehold's ratio to each")
+    ours = [e for e in engines if e.kind.startswith("freehold")]
+    pairs = [(e, peer) for e in ours for peer in engines if peer not in ours]
+    heads = [f"{e.label} : {peer.label}" for e, peer in pairs]
+    print(f"{'':<20}" + "".join(f"{e.label:>12}" for e in engines) + "".join(f"{head:>23}" for head in heads))
     for name in names:
-        medians = [statistics.median(e.rates[name]) if name in e.rates else None for e in engines]
-        cells = "".join(f"{'-' if m is None else format(m, '.1f'):>12}" for m in medians)
-        ratios = "  ".join("-" if m is None else f"{medians[0] / m:.2f}x" for m in medians[1:])
-        print(f"{name:<20}{cells}   {ratios}")
+        medians = {e: statistics.median(e.rates[name]) if name in e.rates else None for e in engines}
+        cells = "".join(f"{'-' if m is None else format(m, '.1f'):>12}" for m in medians.values())
+        ratios = [medians[e] / medians[peer] if medians[peer] else None for e, peer in pairs]
+        print(f"{name:<20}{cells}" + "".join(f"{'-' if r is None else format(r, '.2f') + 'x':>23}" for r in ratios))
     print(f"{'load, seconds':<20}" + "".join(f"{statistics.median(e.loads):>12.1f}" for e in engines))
     print(f"{'peak memory, GB':<20}" + "".join(f"{e.peak / 1e9:>12.2f}" for e in engines))
 
@@ -100,6 +105,7 @@ def main():
     parser.add_argument("--vllm-python")
     parser.add_argument("--vllm-model", help="directory of safetensors with the same weights")
     parser.add_argument("--isa", help="force Freehold's level")
+    parser.add_argument("--precision", default="exact", help="Freehold's, or several with commas between them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prefill", type=numbers, default=[512])
     parser.add_argument("--prefill-at", type=numbers, default=[])
@@ -111,7 +117,11 @@ def main():
     a = parser.parse_args()
 
     isa = {"FREEHOLD_ISA": a.isa} if a.isa else {}
-    engines = [Engine("freehold", a.freehold_python, "freehold", a.freehold_model or a.model, a.threads, isa)]
+    engines = []
+    for precision in a.precision.split(","):
+        label = "freehold" if precision == "exact" else precision
+        kind = f"freehold:{precision}"
+        engines.append(Engine(label, a.freehold_python, kind, a.freehold_model or a.model, a.threads, isa))
     if a.llama_python:
         engines.append(Engine("llama.cpp", a.llama_python, "llama.cpp", a.model, a.threads))
     if a.vllm_python:

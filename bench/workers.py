@@ -1,6 +1,6 @@
 """One engine under measurement: reads requests on stdin, one JSON object a line, answers with seconds.
 
-usage: workers.py freehold|llama.cpp|vllm MODEL [N_THREADS]
+usage: workers.py freehold[:PRECISION]|llama.cpp|vllm MODEL [N_THREADS]
 
 Runs inside the environment of the engine it measures, so it imports nothing else and nothing of the others.
 Requests: {"prefill": n, "depth": d} is the time of n random tokens after d others, up to their last one's logits;
@@ -20,7 +20,7 @@ CONTEXT = 8192
 
 
 class Freehold:
-    def __init__(self, path, n_threads):
+    def __init__(self, path, n_threads, precision):
         import numpy as np
 
         from freehold.core import KV_BLOCK, Batch
@@ -29,7 +29,7 @@ class Freehold:
 
         self.np, self.batch_type = np, Batch
         with open_checkpoint(path) as checkpoint:
-            self.model = load_model(checkpoint, n_threads=n_threads)
+            self.model = load_model(checkpoint, precision=precision, n_threads=n_threads)
         self.vocab = self.model.vocab_size
         self.kv = self.model.new_kv(CONTEXT // KV_BLOCK)
         self.table = np.arange(CONTEXT // KV_BLOCK, dtype=np.int32)
@@ -129,7 +129,11 @@ def main():
     answers = os.fdopen(os.dup(1), "w")  # engines may write to stdout; answers must not mix with that
     os.dup2(2, 1)
     start = time.perf_counter()
-    engine = {"freehold": Freehold, "llama.cpp": LlamaCpp, "vllm": VLLM}[kind](path, n_threads)
+    kind, _, precision = kind.partition(":")
+    if kind == "freehold":
+        engine = Freehold(path, n_threads, precision or "exact")
+    else:
+        engine = {"llama.cpp": LlamaCpp, "vllm": VLLM}[kind](path, n_threads)
     print(json.dumps({"load_seconds": time.perf_counter() - start}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

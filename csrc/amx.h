@@ -42,7 +42,7 @@ INLINE f32x16 odd_words(i16x32 a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32
 template <Format F, int V, int V_END> INLINE void decode_pairs(const Packed<F> &w, int64_t b, f32x16 scale, f32x16 offset, uint16_t *tile) {
   if constexpr (V < V_END) {
     i16x32 four[4];
-    w.template four_codes<V>(b, four);
+    w.template octet<int16_t, V / 4>(b, four);
     for (int i = 0; i < 4; i++) {
       const f32x16 even = even_words(four[i]), odd = odd_words(four[i]);
       if constexpr (S<F>.has_min || S<F>.zero >= 0)

@@ -113,13 +113,6 @@ int fill(Pool &pool, const std::vector<std::shared_ptr<Packed>> &packed,
   return damaged < (int)packed.size() ? damaged.load() : -1;
 }
 
-// The form of activations that a product with this matrix takes.
-int form_of(const Weight &w) {
-  if (!scheme(w.format).integer) return VALUES;
-  require(w.n_cols % BLOCK == 0, "columns are not a multiple of 32");
-  return CODES;
-}
-
 using Vector = std::optional<In<float, 1>>;
 using Matrix2 = std::optional<In<float, 2>>;
 using PackedPtr = std::shared_ptr<Packed>;
@@ -134,9 +127,16 @@ struct Recorded {
   std::map<int64_t, int> scratches;  // buffers by width
   int64_t kv_elems = 0;  // f16 elements of a KV block that the attention operations reach
   int64_t vocab = 0, n_embeddings = 0;
+  bool bytes;            // activations as bytes wherever products can take them
 
-  Recorded(std::shared_ptr<Pool> pool, const std::string &isa) : program(std::move(pool), runnable(isa)) {}
+  Recorded(std::shared_ptr<Pool> pool, const std::string &isa, bool bytes) : program(std::move(pool), runnable(isa)), bytes(bytes) {}
 
+  // The form of activations that a product with this matrix takes.
+  int form_of(const Weight &w) const {
+    if (!scheme(w.format).integer) return VALUES;
+    require(w.n_cols % BLOCK == 0, "columns are not a multiple of 32");
+    return bytes && byte_codes(scheme(w.format)) ? BYTES : WORDS;
+  }
   const float *keep(const Vector &v, int64_t n) {
     if (!v) return nullptr;
     require((int64_t)v->size() == n, "a vector's length does not fit its matrix");
@@ -374,7 +374,7 @@ NB_MODULE(_kernels, m) {
         return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(p.weight.data, {p.size()}, nb::handle());
       }, nb::rv_policy::reference_internal);
   nb::class_<Recorded>(m, "Program")
-      .def(nb::init<std::shared_ptr<Pool>, const std::string &>(), "pool"_a, "isa"_a)
+      .def(nb::init<std::shared_ptr<Pool>, const std::string &, bool>(), "pool"_a, "isa"_a, "bytes"_a = false)
       .def("buffer", [](Recorded &r, int64_t width) { return r.program.add_buffer(width); })
       .def("rope", [](Recorded &r, std::vector<double> inverse, double scale, bool interleaved) { return r.program.add_rope(std::move(inverse), scale, interleaved); })
       .def("embed", &Recorded::embed)

@@ -87,6 +87,11 @@ static_assert(record_bytes(SCHEMES[(int)Format::Q6_K]) == 16 * 210, "Q6_K packs 
 static_assert(record_bytes(SCHEMES[(int)Format::Q4_K]) == 16 * 148, "Q4_K: scales widen from 6 to 8 bits");
 static_assert(record_bytes(SCHEMES[(int)Format::Q5_K]) == 16 * 180, "Q5_K: scales widen from 6 to 8 bits");
 
+// The largest code, and whether codes can be multiplied as bytes: two products with 8-bit activations fit 16 bits, and twice so
+// many do for each bit that is missing. Of 8-bit codes they do not.
+FLOOR constexpr int largest_code(const Scheme &s) { return s.e2m1 ? 28 : (1 << s.bits) - 1; }
+FLOOR constexpr bool byte_codes(const Scheme &s) { return s.integer && s.bits <= 6; }
+
 struct Weight {  // a packed matrix [n_rows, n_cols]; panels are padded with zero rows
   const uint8_t *data;
   int64_t n_rows, n_cols;

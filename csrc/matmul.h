@@ -3,82 +3,18 @@
 // One panel (16 rows) at a time. With few tokens the codes are decoded in registers as they stream from memory; with many,
 // a slab of the panel is decoded once into the L1 cache and applied to all tokens. Both run the same arithmetic in the same
 // order (per output: one fused multiply-add chain over ascending groups), so a token's result never depends on its company.
+// Code: of the activations, int16_t, or int8_t where those were asked for.
 #pragma once
-#include "ops.h"
-#include "simd.h"
+#include "decode.h"
 
 namespace ISA_NAMESPACE {
 
-constexpr int SLAB_COLS = 256; // columns decoded at once: 16 KB of codes or floats
-constexpr int PAIRS = BLOCK / 2;
-constexpr int PREFETCH_AHEAD = 2048;  // bytes
+constexpr int SLAB_COLS = 256;  // columns decoded at once: at most 16 KB of codes or floats
 
-// Twice the value of every e2m1 number, plus 16.
-alignas(16) constexpr uint8_t E2M1_CODES[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
-
-template <Format F> constexpr Scheme S = scheme(F);
-template <Format F> constexpr int64_t BLOCK_BYTES = record_bytes(S<F>) * BLOCK / S<F>.span;
-template <Format F> constexpr int GROUPS = BLOCK / S<F>.group;  // scale groups per 32 columns
-
-// ---- codes: vector v of a 32-column block holds columns 2v and 2v + 1 of 16 rows
-template <int WIDTH, int TO, int V> INLINE i16x32 plane_field(const uint8_t *plane) {
-  constexpr int fields = 16 / WIDTH;
-  return bit_field<V % fields * WIDTH, WIDTH, TO>(load_words(plane + V / fields * 64));
-}
-template <int BITS, int V> INLINE i16x32 decode_codes(const uint8_t *p) {
-  if constexpr (BITS == 8 && V % 2 == 0) return low_bytes(load_words(p + V / 2 * 64));
-  if constexpr (BITS == 8 && V % 2 == 1) return high_bytes(load_words(p + V / 2 * 64));
-  if constexpr (BITS == 4) return plane_field<4, 0, V>(p);
-  if constexpr (BITS == 2) return plane_field<2, 0, V>(p);
-  if constexpr (BITS == 5) return plane_field<4, 0, V>(p) | plane_field<1, 4, V>(p + 4 * 64);
-  if constexpr (BITS == 6) return plane_field<4, 0, V>(p) | plane_field<2, 4, V>(p + 4 * 64);
-  if constexpr (BITS == 3) return plane_field<2, 0, V>(p) | plane_field<1, 2, V>(p + 2 * 64);
-}
-
-// ---- scales of group g of a span
-template <Format F> INLINE f32x16 decode_scale(const uint8_t *scales, int g) {
-  if constexpr (S<F>.e2m1) return load_pow2(scales) * splat(0.5f);
-  if constexpr (S<F>.span == BLOCK) return load_f16((const uint16_t *)scales);
-  constexpr int groups = S<F>.span / S<F>.group;
-  const uint8_t *d = scales + groups * PANEL * (S<F>.has_min ? 2 : 1);
-  return load_i8((const int8_t *)scales + g * PANEL) * load_f16((const uint16_t *)d);
-}
-template <Format F> INLINE f32x16 decode_min(const uint8_t *scales, int g) {
-  if constexpr (S<F>.span == BLOCK) return load_f16((const uint16_t *)(scales + 2 * PANEL));
-  constexpr int groups = S<F>.span / S<F>.group;
-  return load_u8(scales + (groups + g) * PANEL) * load_f16((const uint16_t *)(scales + groups * PANEL * 2 + 2 * PANEL));
-}
-
-// ---- where a block's codes and scales come from: the packed panel, or a decoded slab
-template <Format F> struct Packed {
-  const uint8_t *panel;
-  // Weights stream from memory faster than the processor's own prefetchers run ahead: 13 to 18 GB/s on one Zen 3 core.
-  INLINE void prefetch(int64_t b) const {
-    for (int64_t i = 0; i < BLOCK_BYTES<F>; i += 64) __builtin_prefetch(panel + b * BLOCK_BYTES<F> + PREFETCH_AHEAD + i);
-  }
-  // Code vectors V to V + 3 of a block.
-  template <int V> INLINE void four_codes(int64_t b, i16x32 (&out)[4]) const {
-    constexpr int blocks = S<F>.span / BLOCK;
-    const uint8_t *planes = panel + b / blocks * record_bytes(S<F>) + b % blocks * S<F>.bits * 64;
-    if constexpr (S<F>.e2m1) {  // fields f and f + 2 are the two bytes of a word: one table look-up serves both
-      const i16x32 plane = load_words(planes + V / 4 * 64);
-      const i16x32 even = look_up(E2M1_CODES, nibbles<0>(plane)), odd = look_up(E2M1_CODES, nibbles<1>(plane));
-      out[0] = bit_field<0, 8, 0>(even), out[1] = bit_field<0, 8, 0>(odd);
-      out[2] = bit_field<8, 8, 0>(even), out[3] = bit_field<8, 8, 0>(odd);
-    } else {
-      constexpr int bits = S<F>.bits;
-      out[0] = decode_codes<bits, V>(planes), out[1] = decode_codes<bits, V + 1>(planes);
-      out[2] = decode_codes<bits, V + 2>(planes), out[3] = decode_codes<bits, V + 3>(planes);
-    }
-  }
-  INLINE const uint8_t *scales(int64_t b) const {
-    return panel + b / (S<F>.span / BLOCK) * record_bytes(S<F>) + code_bytes(S<F>);
-  }
-  INLINE f32x16 scale(int64_t b, int g) const { return decode_scale<F>(scales(b), (int)(b % (S<F>.span / BLOCK)) * GROUPS<F> + g); }
-  INLINE f32x16 min(int64_t b, int g) const { return decode_min<F>(scales(b), (int)(b % (S<F>.span / BLOCK)) * GROUPS<F> + g); }
-};
-template <Format F> struct Slab {
-  uint8_t *code_rows;  // [SLAB_COLS / 2][64]
+// What Packed gives, decoded: the activations' form decides whether codes are words or bytes.
+template <Format F, class Code> struct Slab {
+  static constexpr int VECTORS = BLOCK / Coded<Code>::UNIT;  // of codes, per block
+  uint8_t *code_rows;  // [SLAB_COLS / UNIT][64]
   float *scale_rows;   // [SLAB_COLS / group][16]
   float *min_rows;
   const uint8_t *next;  // what is decoded next, fetched while the first tokens take this; null once it has been
@@ -86,18 +22,18 @@ template <Format F> struct Slab {
     if (next)
       for (int64_t i = 0; i < BLOCK_BYTES<F>; i += 64) __builtin_prefetch(next + b * BLOCK_BYTES<F> + i);
   }
-  template <int V> INLINE void four_codes(int64_t b, i16x32 (&out)[4]) const {
-    for (int i = 0; i < 4; i++) out[i] = load_words(code_rows + (b * PAIRS + V + i) * 64);
+  template <class, int O> INLINE void octet(int64_t b, i16x32 (&out)[OCTET<Code>]) const {
+    for (int i = 0; i < OCTET<Code>; i++) out[i] = load_words(code_rows + (b * VECTORS + O * OCTET<Code> + i) * 64);
   }
   INLINE f32x16 scale(int64_t b, int g) const { return load(scale_rows + (b * GROUPS<F> + g) * PANEL); }
   INLINE f32x16 min(int64_t b, int g) const { return load(min_rows + (b * GROUPS<F> + g) * PANEL); }
 
-  template <int V> INLINE void decode_from(const Packed<F> &packed, int64_t from, int64_t b) const {
-    if constexpr (V < PAIRS) {
-      i16x32 four[4];
-      packed.template four_codes<V>(from + b, four);
-      for (int i = 0; i < 4; i++) store_words(code_rows + (b * PAIRS + V + i) * 64, four[i]);
-      decode_from<V + 4>(packed, from, b);
+  template <int O> INLINE void decode_from(const Packed<F> &packed, int64_t from, int64_t b) const {
+    if constexpr (O < OCTETS) {
+      i16x32 codes[OCTET<Code>];
+      packed.template octet<Code, O>(from + b, codes);
+      for (int i = 0; i < OCTET<Code>; i++) store_words(code_rows + (b * VECTORS + O * OCTET<Code> + i) * 64, codes[i]);
+      decode_from<O + 1>(packed, from, b);
     }
   }
   INLINE void decode(const Packed<F> &packed, int64_t from, int64_t n_blocks) const {
@@ -111,35 +47,63 @@ template <Format F> struct Slab {
   }
 };
 
-// ---- integer products. T tokens from t0, all in one group of L interleaved lanes
-template <int T, int L, int V, int V_END, class Source>
-INLINE void dot_pairs(const Source &w, int64_t b, const int16_t *a, i32x16 (&sum)[T]) {
-  if constexpr (V < V_END) {
-    i16x32 four[4];
-    w.template four_codes<V>(b, four);
+// ---- integer products of octets [O, O_END) of a block. T tokens, all in one group of L interleaved lanes; a: the block's codes
+template <int T, int L, int O, int O_END, class Source>
+INLINE void add_products(const Source &w, int64_t b, const int16_t *a, i32x16 (&sum)[T]) {
+  if constexpr (O < O_END) {
+    i16x32 codes[4];
+    w.template octet<int16_t, O>(b, codes);
     for (int i = 0; i < 4; i++)
-      for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], four[i], a + ((V + i) * L + t) * 2);
-    dot_pairs<T, L, V + 4, V_END>(w, b, a, sum);
+      for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], codes[i], a + ((O * 4 + i) * L + t) * 2);
+    add_products<T, L, O + 1, O_END>(w, b, a, sum);
+  }
+}
+template <int T, int L, int O, int O_END, bool FIRST, class Source>
+INLINE void add_bytes(const Source &w, int64_t b, const int8_t *a, byte_sums (&sum)[T]) {
+  if constexpr (O < O_END) {
+    i16x32 codes[2];
+    w.template octet<int8_t, O>(b, codes);
+    for (int i = 0; i < 2; i++)
+      for (int t = 0; t < T; t++) {
+        const int8_t *four = a + ((O * 2 + i) * L + t) * 4;
+        sum[t] = FIRST && i == 0 ? dot_bytes(codes[i], four) : dot_bytes(sum[t], codes[i], four);
+      }
+    add_bytes<T, L, O + 1, O_END, false>(w, b, a, sum);
+  }
+}
+// So many octets, of four products per 16-bit sum, cannot overflow it.
+template <Format F> constexpr int BYTE_OCTETS = 32767 / (4 * 127 * largest_code(S<F>));
+template <Format F, int T, int L, int O, int O_END, class Source>
+INLINE void add_products(const Source &w, int64_t b, const int8_t *a, i32x16 (&sum)[T]) {
+  if constexpr (O < O_END) {
+    constexpr int END = O_END - O < BYTE_OCTETS<F> ? O_END : O + BYTE_OCTETS<F>;
+    static_assert(END > O);
+    byte_sums part[T];
+    add_bytes<T, L, O, END, true>(w, b, a, part);
+    for (int t = 0; t < T; t++) sum[t] = sum[t] + widened(part[t]);
+    add_products<F, T, L, END, O_END>(w, b, a, sum);
   }
 }
 // Column block xb of the activations, seen from token t0.
-template <Format F, int L> struct BlockView {
-  const int16_t *codes;
+template <Format F, class Code, int L> struct BlockView {
+  const Code *codes;
   const float *scale, *scaled;  // scaled, sums: of the first group
   const int32_t *sums;
-  INLINE BlockView(const Activations &x, int t0, int64_t xb) {
-    const int64_t n_blocks = x.n_cols / BLOCK, group = t0 / L, lane = t0 % L;
+  INLINE BlockView(const Activations &activations, int t0, int64_t xb) {
+    const Coded<Code> &x = activations.coded<Code>();
+    const int64_t n_blocks = activations.n_cols / BLOCK, group = t0 / L, lane = t0 % L;
     constexpr bool halves = GROUPS<F> == 2;
-    codes = x.codes + ((group * n_blocks + xb) * PAIRS * L + lane) * 2;
+    codes = x.codes + (group * n_blocks + xb) * BLOCK * L + lane * Coded<Code>::UNIT;
     scale = x.scales + (group * n_blocks + xb) * L + lane;
     const int64_t sum = (group * n_blocks + xb) * GROUPS<F> * L + lane;
     scaled = (halves ? x.scaled16 : x.scaled32) + sum;
     sums = (halves ? x.sums16 : x.sums32) + sum;
   }
 };
-template <Format F, int T, int L, int G, class Source>
-INLINE void accumulate_groups(const Source &w, int64_t b, const BlockView<F, L> &x, f32x16 (&acc)[T]) {
+template <Format F, class Code, int T, int L, int G, class Source>
+INLINE void accumulate_groups(const Source &w, int64_t b, const BlockView<F, Code, L> &x, f32x16 (&acc)[T]) {
   if constexpr (G < GROUPS<F>) {
+    constexpr int FIRST = G * OCTETS / GROUPS<F>, END = (G + 1) * OCTETS / GROUPS<F>;
     i32x16 sum[T];
     for (int t = 0; t < T; t++) {
       if constexpr (S<F>.zero >= 0)
@@ -147,22 +111,25 @@ INLINE void accumulate_groups(const Source &w, int64_t b, const BlockView<F, L> 
       else
         sum[t] = int_splat(0);
     }
-    dot_pairs<T, L, G * PAIRS / GROUPS<F>, (G + 1) * PAIRS / GROUPS<F>>(w, b, x.codes, sum);
+    if constexpr (sizeof(Code) == 1)
+      add_products<F, T, L, FIRST, END>(w, b, x.codes, sum);
+    else
+      add_products<T, L, FIRST, END>(w, b, x.codes, sum);
     const f32x16 scale = w.scale(b, G);
     for (int t = 0; t < T; t++) acc[t] = fma(to_float(sum[t]), scale * splat(x.scale[t]), acc[t]);
     if constexpr (S<F>.has_min) {
       const f32x16 min = w.min(b, G);
       for (int t = 0; t < T; t++) acc[t] = fma(min, splat(x.scaled[G * L + t]), acc[t]);
     }
-    accumulate_groups<F, T, L, G + 1>(w, b, x, acc);
+    accumulate_groups<F, Code, T, L, G + 1>(w, b, x, acc);
   }
 }
 // acc[t] += the products of blocks [0, n_blocks) of `w`, which are columns from block x_block of the activations.
-template <Format F, int T, int L, class Source>
+template <Format F, class Code, int T, int L, class Source>
 INLINE void dot_blocks(const Source &w, int64_t n_blocks, const Activations &x, int64_t x_block, int t0, f32x16 (&acc)[T]) {
   for (int64_t b = 0; b < n_blocks; b++) {
     w.prefetch(b);
-    accumulate_groups<F, T, L, 0>(w, b, BlockView<F, L>(x, t0, x_block + b), acc);
+    accumulate_groups<F, Code, T, L, 0>(w, b, BlockView<F, Code, L>(x, t0, x_block + b), acc);
   }
 }
 
@@ -170,24 +137,12 @@ INLINE void dot_blocks(const Source &w, int64_t n_blocks, const Activations &x, 
 template <int T, int L> INLINE void dot_column(f32x16 w, const float *a, f32x16 (&acc)[T]) {
   for (int t = 0; t < T; t++) acc[t] = fma(w, splat(a[t]), acc[t]);
 }
-template <Format F> struct FloatPanel {
-  const uint8_t *panel, *values;
-  INLINE FloatPanel(const uint8_t *panel, int64_t n_cols) : panel(panel), values(panel + shared_scale_bytes(S<F>, (size_t)n_cols)) {}
-  INLINE f32x16 column(int64_t k) const {
-    if constexpr (F == Format::F32) return load((const float *)values + k * PANEL);
-    if constexpr (F == Format::F16) return load_f16((const uint16_t *)values + k * PANEL);
-    if constexpr (F == Format::F8_E4M3) return load_f8(values + k * PANEL) * splat(((const float *)panel)[k / S<F>.shared]);
-    const i16x32 pair = load_words(values + k / 2 * 64);
-    return k & 1 ? bf16_odd(pair) : bf16_even(pair);
-  }
-};
-
 // ---- one panel for all tokens; sums: [n_tokens, 16]. Unused lanes of the last group are computed and ignored.
-template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel, const Activations &x, float *sums) {
+template <Format F, class Code, int T, int L> INLINE void panel_direct(const uint8_t *panel, const Activations &x, float *sums) {
   f32x16 acc[T];
   for (int t = 0; t < T; t++) acc[t] = splat(0);
   if constexpr (S<F>.integer) {
-    dot_blocks<F, T, L>(Packed<F>{panel}, x.n_cols / BLOCK, x, 0, 0, acc);
+    dot_blocks<F, Code, T, L>(Packed<F>{panel}, x.n_cols / BLOCK, x, 0, 0, acc);
   } else {
     const FloatPanel<F> w(panel, x.n_cols);
     for (int64_t k = 0; k + 1 < x.n_cols; k += 2) {
@@ -200,12 +155,12 @@ template <Format F, int T, int L> INLINE void panel_direct(const uint8_t *panel,
   for (int t = 0; t < T; t++) store(sums + t * PANEL, acc[t]);
 }
 
-template <Format F>
-INLINE void slab_tokens(const Slab<F> &slab, const float *floats, int64_t k0, int64_t cols, const Activations &x, int t0, float *sums) {
+template <Format F, class Code>
+INLINE void slab_tokens(const Slab<F, Code> &slab, const float *floats, int64_t k0, int64_t cols, const Activations &x, int t0, float *sums) {
   f32x16 acc[LANES];
   for (int t = 0; t < LANES; t++) acc[t] = k0 ? load(sums + (t0 + t) * PANEL) : splat(0);
   if constexpr (S<F>.integer) {
-    dot_blocks<F, LANES, LANES>(slab, cols / BLOCK, x, k0 / BLOCK, t0, acc);
+    dot_blocks<F, Code, LANES, LANES>(slab, cols / BLOCK, x, k0 / BLOCK, t0, acc);
   } else {
     const float *a = x.values + x.at(t0, k0, x.n_cols);
     for (int64_t k = 0; k < cols; k++) dot_column<LANES, LANES>(load(floats + k * PANEL), a + k * LANES, acc);
@@ -213,9 +168,9 @@ INLINE void slab_tokens(const Slab<F> &slab, const float *floats, int64_t k0, in
   for (int t = 0; t < LANES; t++) store(sums + (t0 + t) * PANEL, acc[t]);
 }
 
-template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
+template <Format F, class Code> void panel_slabs(const uint8_t *panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
   float *floats = (float *)scratch;
-  Slab<F> slab{scratch, (float *)(scratch + SLAB_COLS * PANEL * 2), (float *)(scratch + SLAB_COLS * PANEL * 3), nullptr};
+  Slab<F, Code> slab{scratch, (float *)(scratch + SLAB_COLS * PANEL * 2), (float *)(scratch + SLAB_COLS * PANEL * 3), nullptr};
   static_assert(!S<F>.integer || S<F>.group >= 16, "scales of a slab must fit their part of the scratch");
   for (int64_t k0 = 0; k0 < x.n_cols; k0 += SLAB_COLS) {
     const int64_t cols = x.n_cols - k0 < SLAB_COLS ? x.n_cols - k0 : SLAB_COLS;
@@ -224,16 +179,22 @@ template <Format F> void panel_slabs(const uint8_t *panel, const Activations &x,
     else
       for (int64_t k = 0; k < cols; k++) store(floats + k * PANEL, FloatPanel<F>(panel, x.n_cols).column(k0 + k));
     slab.next = panel + (k0 + cols) / BLOCK * BLOCK_BYTES<F>;
-    for (int t = 0; t < n_tokens; t += LANES, slab.next = nullptr) slab_tokens<F>(slab, floats, k0, cols, x, t, sums);
+    for (int t = 0; t < n_tokens; t += LANES, slab.next = nullptr) slab_tokens(slab, floats, k0, cols, x, t, sums);
   }
 }
 
+template <Format F, class Code>
+INLINE void panel_of(const uint8_t *data, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
+  if (x.lanes == 1) return panel_direct<F, Code, 1, 1>(data, x, sums);
+  if (n_tokens <= 2) return panel_direct<F, Code, 2, LANES>(data, x, sums);
+  if (n_tokens <= LANES) return panel_direct<F, Code, LANES, LANES>(data, x, sums);
+  panel_slabs<F, Code>(data, x, n_tokens, sums, scratch);
+}
 template <Format F> void panel_product(const Weight &w, int64_t panel, const Activations &x, int n_tokens, float *sums, uint8_t *scratch) {
   const uint8_t *data = w.data + panel * w.panel_size();
-  if (x.lanes == 1) return panel_direct<F, 1, 1>(data, x, sums);
-  if (n_tokens <= 2) return panel_direct<F, 2, LANES>(data, x, sums);
-  if (n_tokens <= LANES) return panel_direct<F, LANES, LANES>(data, x, sums);
-  panel_slabs<F>(data, x, n_tokens, sums, scratch);
+  if constexpr (byte_codes(S<F>))
+    if (x.bytes.codes) return panel_of<F, int8_t>(data, x, n_tokens, sums, scratch);
+  panel_of<F, int16_t>(data, x, n_tokens, sums, scratch);
 }
 
 using PanelProduct = void (*)(const Weight &, int64_t, const Activations &, int, float *, uint8_t *);
@@ -282,50 +243,5 @@ void matmul(const Matmul &m, int64_t panel0, int64_t panel1, uint8_t *scratch) {
     finish_panel(m, p, sums, up_sums);
   }
 }
-
-// ---- one row as floats: the embedding lookup
-template <Format F, int V> INLINE void row_codes(const Packed<F> &w, int64_t b, int lane, int16_t *q) {
-  if constexpr (V < PAIRS) {
-    i16x32 four[4];
-    w.template four_codes<V>(b, four);
-    for (int i = V; i < V + 4; i++) {
-      int16_t codes[32];
-      store_words(codes, four[i - V]);
-      q[2 * i] = codes[2 * lane], q[2 * i + 1] = codes[2 * lane + 1];
-    }
-    row_codes<F, V + 4>(w, b, lane, q);
-  }
-}
-template <Format F> void unpack_row_of(const Weight &w, int64_t row, float *out) {
-  const uint8_t *panel = w.data + row / PANEL * w.panel_size();
-  const int lane = (int)(row % PANEL);
-  float v[PANEL];
-  if constexpr (!S<F>.integer) {
-    for (int64_t k = 0; k < w.n_cols; k++) store(v, FloatPanel<F>(panel, w.n_cols).column(k)), out[k] = v[lane];
-  } else {
-    const Packed<F> packed{panel};
-    for (int64_t b = 0; b < w.n_cols / BLOCK; b++) {
-      int16_t q[BLOCK];
-      row_codes<F, 0>(packed, b, lane, q);
-      for (int g = 0; g < GROUPS<F>; g++) {
-        store(v, packed.scale(b, g));
-        const float scale = v[lane];
-        float min = 0;
-        if constexpr (S<F>.has_min) store(v, packed.min(b, g)), min = v[lane];
-        constexpr int zero = S<F>.zero >= 0 ? 1 << S<F>.zero : 0;
-        for (int i = g * S<F>.group; i < (g + 1) * S<F>.group && i < BLOCK; i++) {
-          out[b * BLOCK + i] = (float)(q[i] - zero) * scale + min;
-        }
-      }
-    }
-  }
-}
-using UnpackRow = void (*)(const Weight &, int64_t, float *);
-constexpr UnpackRow UNPACK_ROWS[(int)Format::COUNT] = {
-    unpack_row_of<Format::F32>,  unpack_row_of<Format::F16>,  unpack_row_of<Format::BF16>, unpack_row_of<Format::Q8_0>,
-    unpack_row_of<Format::Q4_0>, unpack_row_of<Format::Q4_1>, unpack_row_of<Format::Q5_0>, unpack_row_of<Format::Q5_1>,
-    unpack_row_of<Format::Q2_K>, unpack_row_of<Format::Q3_K>, unpack_row_of<Format::Q4_K>, unpack_row_of<Format::Q5_K>,
-    unpack_row_of<Format::Q6_K>, unpack_row_of<Format::MXFP4>, unpack_row_of<Format::F8_E4M3>};
-void unpack_row(const Weight &w, int64_t row, float *out) { UNPACK_ROWS[(int)w.format](w, row, out); }
 
 }  // namespace ISA_NAMESPACE

@@ -29,26 +29,38 @@ struct Normalised {  // x, or x / rms(x) * weight, 16 columns at a time
   }
 };
 
-INLINE void quantise_token(const Normalised &x, const Activations &a, int t) {
+// 32 codes to where the kernels look for them, units `lanes` apart.
+INLINE int16_t *store_codes(const int16_t *block, int16_t *to, int64_t lanes) {
+  for (int p = 0; p < BLOCK / 2; p++, to += 2 * lanes) memcpy(to, block + 2 * p, 4);
+  return to;
+}
+INLINE int8_t *store_codes(const int16_t *block, int8_t *to, int64_t lanes) {
+  for (int u = 0; u < BLOCK / 4; u++, to += 4 * lanes)
+    for (int i = 0; i < 4; i++) to[i] = (int8_t)block[u / 2 * 8 + OCTET_ORDER[u % 2 * 4 + i]];
+  return to;
+}
+template <class Code> INLINE void quantise_token(const Normalised &x, const Activations &a, int t) {
+  using Form = Coded<Code>;
+  const Form &form = a.coded<Code>();
   const int64_t n_blocks = a.n_cols / BLOCK, lanes = a.lanes;
   // Where this token's items start. Computed once: stores of bytes could, for all the compiler knows, change `a`.
-  int16_t *codes = a.codes + a.at(t, 0, a.n_cols / 2) * 2;
-  float *scales = a.scales + a.at(t, 0, n_blocks);
-  int32_t *sums16 = a.sums16 + a.at(t, 0, 2 * n_blocks), *sums32 = a.sums32 + a.at(t, 0, n_blocks);
-  float *scaled16 = a.scaled16 + a.at(t, 0, 2 * n_blocks), *scaled32 = a.scaled32 + a.at(t, 0, n_blocks);
+  Code *codes = form.codes + a.at(t, 0, a.n_cols / Form::UNIT) * Form::UNIT;
+  float *scales = form.scales + a.at(t, 0, n_blocks);
+  int32_t *sums16 = form.sums16 + a.at(t, 0, 2 * n_blocks), *sums32 = form.sums32 + a.at(t, 0, n_blocks);
+  float *scaled16 = form.scaled16 + a.at(t, 0, 2 * n_blocks), *scaled32 = form.scaled32 + a.at(t, 0, n_blocks);
   f32x16 poison = splat(0);  // becomes NaN if any value is infinite or NaN, which integers could not carry
   for (int64_t b = 0; b < n_blocks; b++) {
     const f32x16 lo = x.columns(b * BLOCK), hi = x.columns(b * BLOCK + 16);
     const float largest = reduce_max(max(abs(lo), abs(hi)));
-    const f32x16 inverse = splat(largest > 0 ? 32767.0f / largest : 0.0f);
+    const f32x16 inverse = splat(largest > 0 ? Form::LARGEST / largest : 0.0f);
     poison = fma(lo, splat(0), fma(hi, splat(0), poison));
     int16_t block[BLOCK];
     store_i16(block, round_to_int(lo * inverse));
     store_i16(block + 16, round_to_int(hi * inverse));
-    for (int p = 0; p < BLOCK / 2; p++, codes += 2 * lanes) memcpy(codes, block + 2 * p, 4);
+    codes = store_codes(block, codes, lanes);
     int32_t sum0 = 0, sum1 = 0;
     for (int i = 0; i < 16; i++) sum0 += block[i], sum1 += block[16 + i];
-    const float scale = largest / 32767.0f;
+    const float scale = largest / Form::LARGEST;
     scales[b * lanes] = scale;
     sums16[2 * b * lanes] = sum0, sums16[(2 * b + 1) * lanes] = sum1, sums32[b * lanes] = sum0 + sum1;
     scaled16[2 * b * lanes] = scale * (float)sum0, scaled16[(2 * b + 1) * lanes] = scale * (float)sum1;
@@ -71,7 +83,8 @@ INLINE void store_values(const Normalised &x, const Activations &a, int t) {
 
 void prepare(const float *x, const float *norm, float eps, int forms, const Activations &a, int t) {
   const Normalised in{x, norm, splat(norm ? inverse_rms(x, a.n_cols, eps) : 1.0f)};
-  if (forms & CODES) quantise_token(in, a, t);
+  if (forms & WORDS) quantise_token<int16_t>(in, a, t);
+  if (forms & BYTES) quantise_token<int8_t>(in, a, t);
   if (forms & VALUES) store_values(in, a, t);
 }
 

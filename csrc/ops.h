@@ -17,28 +17,40 @@ constexpr int MAX_LATENT = 512;      // of a latent, which stands for the value 
 
 // Activations of one linear operation, in the forms that its weights need.
 //
-// Integer form: code = round(x / scale) in 16 bits, scale = max|x| / 32767 per 32 columns; 8 bits would be faster and cost
-// 0.2 to 0.4 nats in log-probabilities on a small model (docs/lab-notebook.md). Zero points and minimums need the sums of codes.
-// Four tokens are interleaved, because a kernel multiplies them side by side: one cache line feeds all four, where four
-// rows a power of two apart would evict each other. A single token (lanes = 1) is stored plain.
+// Integer forms: code = round(x / scale), scale = max|x| / the largest code per 32 columns. WORDS are 16 bits, which is exact for
+// all that matters; BYTES are 8, which halves the work and shows in the logits (docs/kernels.md), so they are asked for. Zero
+// points and minimums need the sums of codes. Four tokens are interleaved, because a kernel multiplies them side by side: one
+// cache line feeds all four, where four rows a power of two apart would evict each other. A single token (lanes = 1) is plain.
 // Tile form, only for levels with a matrix unit: bf16, 16 tokens by 32 columns after each other.
 constexpr int LANES = 4;
 constexpr int TILE_TOKENS = 16;
-enum Forms { VALUES = 1, CODES = 2, TILES = 4 };
-struct Activations {
-  int64_t n_cols;
-  int lanes;        // 1 (one token only) or LANES
-  float *values;    // [n_tokens / lanes][n_cols][lanes]
-  int16_t *codes;   // [n_tokens / lanes][n_cols / 2][lanes][2]
+enum Forms { VALUES = 1, WORDS = 2, TILES = 4, BYTES = 8 };
+template <class Code> struct Coded {
+  static constexpr int UNIT = 4 / sizeof(Code);        // columns multiplied in one operation
+  static constexpr float LARGEST = sizeof(Code) == 1 ? 127 : 32767;
+  Code *codes;      // [n_tokens / lanes][n_cols / UNIT][lanes][UNIT]; of bytes, see OCTET_ORDER
   float *scales;    // [n_tokens / lanes][n_cols / 32][lanes]
   int32_t *sums16;  // [n_tokens / lanes][n_cols / 16][lanes] sums of codes over 16 and over 32 columns
   int32_t *sums32;  // [n_tokens / lanes][n_cols / 32][lanes]
   float *scaled16;  // [n_tokens / lanes][n_cols / 16][lanes] the same sums times the scale
   float *scaled32;  // [n_tokens / lanes][n_cols / 32][lanes]
+};
+// Two units of bytes are eight columns, in the order in which fields of 4 bits come out of a code plane as bytes.
+constexpr int OCTET_ORDER[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+struct Activations {
+  int64_t n_cols;
+  int lanes;        // 1 (one token only) or LANES
+  float *values;    // [n_tokens / lanes][n_cols][lanes]
+  Coded<int16_t> words;
+  Coded<int8_t> bytes;  // null unless asked for: then products of formats with `byte_codes` take them
   uint16_t *tiles;  // [n_tokens / 16][n_cols / 32][16][32]; null unless this, and nothing else, is the form at hand
 
   // Where item i of token t is, in an array of n items per token.
   FLOOR int64_t at(int t, int64_t i, int64_t n) const { return (t / lanes * n + i) * lanes + t % lanes; }
+  template <class Code> FLOOR const Coded<Code> &coded() const {
+    if constexpr (sizeof(Code) == 1) return bytes;
+    else return words;
+  }
 };
 
 // y = w x + bias, u = up x + up_bias. SWIGLU: silu(y) * u. SWIGLU_CLAMPED: y' * sigmoid(alpha y') * (u' + 1), where y' is y but
@@ -103,7 +115,7 @@ struct Kernels {
   // that take part in the softmax and have no value, or null.
   void (*finish_rows)(const SoftmaxState &state, const float *sinks, int rows, int n_group, int v_dim, float *out, int64_t out_stride);
   void (*add_scaled)(float *out, const float *x, float factor, int64_t n);  // out += factor * x
-  // Rounds columns [span][16 rows], of one panel, to a record of Q8_0 or Q4_K. False if a number is none, or too large for it.
+  // Rounds columns [span][16 rows], of one panel, to a record of Q8_0, Q4_1 or Q4_K. False if a number is none, or too large for it.
   bool (*round_span)(const float *columns, Format to, uint8_t *record);
   int tile_tokens = 0;  // products of at least so many tokens of one sequence want the tile form; 0: this level has none
 };

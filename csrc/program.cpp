@@ -17,17 +17,25 @@ int first_split(const AttentionOp &op, int pos) { return op.window && pos >= op.
 
 }  // namespace
 
+template <class Code> void Program::CodedStore<Code>::reserve(size_t n) {
+  if (codes.size() >= n) return;
+  codes.resize(n), scales.resize(n / 32 + 1);
+  sums16.resize(n / 16 + 1), sums32.resize(n / 32 + 1), scaled16.resize(n / 16 + 1), scaled32.resize(n / 32 + 1);
+}
+
+template <class Code> Coded<Code> Program::CodedStore<Code>::view(int64_t at) {
+  if (codes.empty()) return {};
+  return {codes.data() + at,         scales.data() + at / 32,   sums16.data() + at / 16,
+          sums32.data() + at / 32, scaled16.data() + at / 16, scaled32.data() + at / 32};
+}
+
 Activations Program::ActivationStore::view(int64_t n_cols, const Run &run) {
   const int64_t at = run.slot * n_cols;
   return {n_cols,
           run.n_tokens == 1 ? 1 : LANES,
           values.empty() ? nullptr : values.data() + at,
-          codes.data() + at,
-          scales.data() + at / 32,
-          sums16.data() + at / 16,
-          sums32.data() + at / 32,
-          scaled16.data() + at / 16,
-          scaled32.data() + at / 32,
+          words.view(at),
+          bytes.view(at),
           run.tiled && n_cols % BLOCK == 0 ? (uint16_t *)tiles.data() + at : nullptr};
 }
 
@@ -35,9 +43,8 @@ void Program::ActivationStore::reserve(int64_t n_tokens, int64_t n_cols, int for
   const size_t n = (size_t)(round_up(n_tokens, TILE_TOKENS) * n_cols);  // the last tile or group may be partly used
   if (forms & TILES && tiles.size() < n / 32 + 1) tiles.resize(n / 32 + 1);
   if (forms & VALUES && values.size() < n) values.resize(n);
-  if (!(forms & CODES) || codes.size() >= n) return;
-  codes.resize(n), scales.resize(n / 32 + 1);
-  sums16.resize(n / 16 + 1), sums32.resize(n / 32 + 1), scaled16.resize(n / 16 + 1), scaled32.resize(n / 32 + 1);
+  if (forms & WORDS) words.reserve(n);
+  if (forms & BYTES) bytes.reserve(n);
 }
 
 Program::Program(std::shared_ptr<Pool> pool, const Kernels &kernels) : pool_(std::move(pool)), kernels_(kernels) {

@@ -156,10 +156,17 @@ class Program {
     int slot;       // where their activations start, in tokens: a multiple of TILE_TOKENS
     bool tiled;     // on the matrix unit
   };
-  struct ActivationStore {
-    std::vector<float> values, scales, scaled16, scaled32;
-    std::vector<int16_t> codes;
+  template <class Code> struct CodedStore {
+    std::vector<Code> codes;
+    std::vector<float> scales, scaled16, scaled32;
     std::vector<int32_t> sums16, sums32;
+    void reserve(size_t n);
+    Coded<Code> view(int64_t at);
+  };
+  struct ActivationStore {
+    std::vector<float> values;
+    CodedStore<int16_t> words;
+    CodedStore<int8_t> bytes;
     std::vector<Line> tiles;
     void reserve(int64_t n_tokens, int64_t n_cols, int forms);
     Activations view(int64_t n_cols, const Run &run);

@@ -63,7 +63,9 @@ Reader reader(Format from) {
 
 }  // namespace
 
-bool can_round(Format from, Format to) { return reader(from) && (to == Format::Q8_0 || to == Format::Q4_K); }
+bool can_round(Format from, Format to) {
+  return reader(from) && (to == Format::Q8_0 || to == Format::Q4_1 || to == Format::Q4_K);
+}
 
 bool round_panel(const Source &source, int64_t row, int n_rows, const Weight &w, Rounder round, uint8_t *panel) {
   const Scheme &s = scheme(w.format);

@@ -121,6 +121,20 @@ INLINE Fit fit_group(const float *x) {
   return best;
 }
 
+// Four bits for each of 32 numbers, whose scale and offset are rounded before the codes are chosen.
+INLINE bool round_to_q4_1(const float *x, uint8_t *record) {
+  f32x16 poison = splat(0);
+  for (int k = 0; k < BLOCK; k++) poison = poison + load(x + k * PANEL) * splat(0);
+  const Fit fit = fit_group(x);
+  uint16_t *scales = (uint16_t *)(record + BLOCK * PANEL / 2);
+  const f32x16 scale = store_f16(scales, fit.scale), offset = splat(0) - store_f16(scales + PANEL, splat(0) - fit.offset, 0x8000);
+  const f32x16 inverse = divide(splat(1), scale);
+  int16_t codes[BLOCK * PANEL];
+  for (int k = 0; k < BLOCK; k++) store_i16(codes + k * PANEL, round_to_int(code_of(load(x + k * PANEL), offset, inverse)));
+  store_planes<4>(record, codes);
+  return all_finite(poison, scale + offset);
+}
+
 struct Choice { f32x16 scale, offset, error; };  // scale and offset: in units of d and of dmin
 
 // The better of a choice, and of another scale with the offset that suits it.
@@ -166,7 +180,8 @@ INLINE bool round_to_q4_k(const float *x, uint8_t *record) {
 }
 
 bool round_span(const float *columns, Format to, uint8_t *record) {
-  return to == Format::Q8_0 ? round_to_q8_0(columns, record) : round_to_q4_k(columns, record);
+  if (to == Format::Q8_0) return round_to_q8_0(columns, record);
+  return to == Format::Q4_1 ? round_to_q4_1(columns, record) : round_to_q4_k(columns, record);
 }
 
 }  // namespace ISA_NAMESPACE

@@ -87,6 +87,20 @@ INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {
   memcpy(&pair, a, 4);
   return {_mm512_dpwssd_epi32(sum.v, codes.v, _mm512_set1_epi32(pair))};
 }
+// Sums of products of bytes: of each row's four codes, which have no sign, with four activations, the same for all rows.
+// At most so many products are added as 16 bits hold on any level; then the sums are `widened`.
+using byte_sums = i32x16;
+INLINE byte_sums dot_bytes(i16x32 codes, const int8_t *a) {
+  int32_t four;
+  memcpy(&four, a, 4);
+  return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), codes.v, _mm512_set1_epi32(four))};
+}
+INLINE byte_sums dot_bytes(byte_sums sum, i16x32 codes, const int8_t *a) {
+  int32_t four;
+  memcpy(&four, a, 4);
+  return {_mm512_dpbusd_epi32(sum.v, codes.v, _mm512_set1_epi32(four))};
+}
+INLINE i32x16 widened(byte_sums a) { return a; }
 
 #elif defined(ISA_AVX2)
 // ---------------------------------------------------------------- AVX2, FMA, F16C
@@ -194,6 +208,24 @@ INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {
   asm("" : "+x"(sum.lo), "+x"(sum.hi));  // or GCC turns the chain of sums into a tree and spills every product
   return sum;
 }
+using byte_sums = i16x32;
+INLINE byte_sums dot_bytes(i16x32 codes, const int8_t *a) {
+  int32_t four;
+  memcpy(&four, a, 4);
+  const __m256i act = _mm256_set1_epi32(four);
+  return {_mm256_maddubs_epi16(codes.lo, act), _mm256_maddubs_epi16(codes.hi, act)};
+}
+INLINE byte_sums dot_bytes(byte_sums sum, i16x32 codes, const int8_t *a) {
+  const byte_sums product = dot_bytes(codes, a);
+  sum.lo = _mm256_add_epi16(sum.lo, product.lo);
+  sum.hi = _mm256_add_epi16(sum.hi, product.hi);
+  asm("" : "+x"(sum.lo), "+x"(sum.hi));
+  return sum;
+}
+INLINE i32x16 widened(byte_sums a) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_madd_epi16(a.lo, one), _mm256_madd_epi16(a.hi, one)};
+}
 
 #else
 // ---------------------------------------------------------------- plain C++ with compiler vectors: any processor
@@ -277,6 +309,14 @@ INLINE i32x16 dot_pair(i32x16 sum, i16x32 codes, const int16_t *a) {  // word 0 
   const i32x16 both = (i32x16)codes;
   return sum + ((i32x16)((u32x16)both << 16) >> 16) * (int32_t)a[0] + (both >> 16) * (int32_t)a[1];
 }
+using byte_sums = i32x16;
+INLINE byte_sums dot_bytes(byte_sums sum, i16x32 codes, const int8_t *a) {
+  const u32x16 four = (u32x16)codes;
+  for (int i = 0; i < 4; i++) sum += (i32x16)(four >> 8 * i & 255u) * (int32_t)a[i];
+  return sum;
+}
+INLINE byte_sums dot_bytes(i16x32 codes, const int8_t *a) { return dot_bytes(byte_sums{}, codes, a); }
+INLINE i32x16 widened(byte_sums a) { return a; }
 #undef LANES
 #endif
 

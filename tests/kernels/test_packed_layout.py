@@ -14,7 +14,7 @@ from freehold.errors import KernelError
 from freehold.kernels import FORMATS, PACKED_LAYOUT, NativeBackend, unwrap, wrap
 from kernel_programs import random_tensor
 
-LAYOUT = 1
+LAYOUT = 2
 CHECKSUMS = {
     "F32": "9b86458d",
     "F16": "4dff8f1a",
@@ -34,6 +34,7 @@ CHECKSUMS = {
     "BF16 as Q8_0": "545f56c5",
     "BF16 as Q4_K": "7da8043c",
     "F16 as Q4_K": "175e5e03",
+    "F32 as Q4_1": "72c912a0",
     "F32 as Q8_0": "bd8312f6",
 }
 

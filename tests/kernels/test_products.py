@@ -13,6 +13,9 @@ from freehold.models.loader import Backend
 from kernel_programs import TILE_TOKENS, VECTOR_ISAS, batch, f32, product, random_tensor
 
 ISAS = available_isas()
+BYTE_FORMATS = [name for name in KERNEL_FORMATS if (name[0] == "Q" and name != "Q8_0") or name == "MXFP4"]
+"""Whose codes can be multiplied with activations of 8 bits."""
+
 N_ROWS = 37  # not a whole number of panels
 
 
@@ -35,18 +38,57 @@ def test_product_equals_numpy(name: str, isa: str, n_tokens: int) -> None:
     assert np.abs(got - expected).max() <= 2e-5 * size.max()
 
 
+def in_bytes(x: np.ndarray) -> np.ndarray:
+    """Activations [tokens, columns] as 8-bit codes hold them: a scale per 32 columns, its largest number 127."""
+    blocks = x.reshape(len(x), -1, 32)
+    scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
+    numbers: np.ndarray = np.rint(blocks / scale).astype(np.float64) * scale
+    return numbers.reshape(x.shape)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", BYTE_FORMATS)
+@pytest.mark.parametrize("n_tokens", [1, 3, 4, 9])
+def test_product_of_bytes_equals_numpy(name: str, isa: str, n_tokens: int) -> None:
+    weight = random_tensor(name, N_ROWS, 768, seed=1)
+    x = activations(n_tokens, 768)
+    expected = in_bytes(x) @ weight.to_float32().astype(np.float64).T
+    got = product(NativeBackend(2, isa, byte_activations=True), x, weight)
+    assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
+    assert not np.array_equal(got, product(NativeBackend(2, isa), x, weight))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", BYTE_FORMATS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_of_the_largest_bytes_do_not_overflow(name: str, isa: str, sign: int) -> None:
+    weight = random_tensor(name, 16, 512, seed=5)
+    codes = weight.data.view(weight.format.layout)
+    for field in codes.dtype.names or ():
+        if codes.dtype[field].base == np.uint8 and field not in ("scales", "e"):
+            codes[field] = 0x77 if name == "MXFP4" else 0xFF
+    x = np.full((5, 512), sign, np.float32)
+    expected = x.astype(np.float64) @ weight.to_float32().astype(np.float64).T
+    got = product(NativeBackend(1, isa, byte_activations=True), x, weight)
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("byte_activations", [False, True])
 @pytest.mark.parametrize("name", KERNEL_FORMATS)
-def test_levels_threads_and_company_do_not_change_a_bit(name: str) -> None:
+def test_levels_threads_and_company_do_not_change_a_bit(name: str, byte_activations: bool) -> None:
     weight = random_tensor(name, N_ROWS, 1024, seed=2)
     x = activations(521, 1024)
-    whole = product(NativeBackend(1, VECTOR_ISAS[-1]), x, weight)
+
+    def products(n_threads: int, n: int, level: str | None = None) -> np.ndarray:
+        return product(NativeBackend(n_threads, level, byte_activations=byte_activations), x[:n], weight)
+
+    whole = products(1, 521, VECTOR_ISAS[-1])
     for level in ISAS:
         n = 521 if level == VECTOR_ISAS[-1] else 6
         for n_threads in (2, 3):
-            got = product(NativeBackend(n_threads, level), x[:n], weight)
-            assert np.array_equal(got, whole[:n]), (level, n_threads)
+            assert np.array_equal(products(n_threads, n, level), whole[:n]), (level, n_threads)
     for n in (1, 2, 3, 4, 5, TILE_TOKENS - 1):
-        assert np.array_equal(product(NativeBackend(2), x[:n], weight), whole[:n])
+        assert np.array_equal(products(2, n), whole[:n])
 
 
 @pytest.mark.parametrize("isa", ISAS)

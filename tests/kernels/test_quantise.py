@@ -1,4 +1,4 @@
-"""Rounding while packing: what Q8_0 and Q4_K lose, what they must keep, and what cannot be rounded."""
+"""Rounding while packing: what Q8_0, Q4_1 and Q4_K lose, what they must keep, and what cannot be rounded."""
 
 from __future__ import annotations
 
@@ -71,10 +71,11 @@ def test_eight_bits_are_the_nearest_multiples_of_their_scale(kind: str, source: 
 
 @pytest.mark.parametrize("source", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_four_bits_lose_no_more_than_the_usual_method(kind: str, source: str) -> None:
+@pytest.mark.parametrize("to", ["Q4_1", "Q4_K"])
+def test_four_bits_lose_no_more_than_the_usual_method(kind: str, source: str, to: str) -> None:
     tensor = stored(numbers(kind), source)
     before = tensor.to_float32()
-    ours = ((rounded(tensor, "Q4_K") - before) ** 2).mean()
+    ours = ((rounded(tensor, to) - before) ** 2).mean()
     assert ours < ((usual_q4_k(before) - before) ** 2).mean()
 
 
@@ -103,12 +104,13 @@ def usual_q4_k(x: Float32Array) -> Float32Array:
     return result
 
 
-def test_four_bits_come_close_to_the_best_there_is() -> None:
+@pytest.mark.parametrize("to", ["Q4_1", "Q4_K"])
+def test_four_bits_come_close_to_the_best_there_is(to: str) -> None:
     """Against every scale and offset of a fine grid. A row has its group eight times: so six bits of the scale,
     and of the minimum, cost nothing.
     """
     groups = np.random.default_rng(3).standard_normal((48, 32)).astype(np.float32)
-    found = rounded(stored(np.tile(groups, (1, 8))), "Q4_K")[:, :32]
+    found = rounded(stored(np.tile(groups, (1, 8))), to)[:, :32]
     ours, best = ((found - groups) ** 2).sum(-1), np.array([best_error(group) for group in groups])
     assert (ours <= 1.3 * best).all()
     assert ours.mean() <= 1.04 * best.mean()
@@ -130,7 +132,8 @@ def test_eight_bits_keep_what_eight_bits_can_say() -> None:
     np.testing.assert_array_equal(rounded(stored(values), "Q8_0"), values)
 
 
-def test_four_bits_keep_what_four_bits_can_say() -> None:
+@pytest.mark.parametrize("to", ["Q4_1", "Q4_K"])
+def test_four_bits_keep_what_four_bits_can_say(to: str) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 16, (20, 8, 32)).astype(np.float32)
     codes[..., 3], codes[..., 20] = 0, 15
@@ -138,10 +141,11 @@ def test_four_bits_keep_what_four_bits_can_say() -> None:
     scales[:, 2], minima[:, 6] = 63, 63
     d, dmin = rng.uniform(1e-3, 1e-2, (2, 20, 1, 1)).astype(np.float16).astype(np.float32)
     values = (d * scales * codes - dmin * minima).reshape(20, -1)
-    np.testing.assert_allclose(rounded(stored(values), "Q4_K"), values, rtol=0, atol=1e-6 * np.abs(values).max())
+    tolerance = (1e-6 if to == "Q4_K" else 1e-3) * np.abs(values).max()  # Q4_1 rounds each product to f16
+    np.testing.assert_allclose(rounded(stored(values), to), values, rtol=0, atol=tolerance * np.abs(values).max())
 
 
-@pytest.mark.parametrize("to", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("to", ["Q8_0", "Q4_1", "Q4_K"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3e-5, -6e4])
 def test_rows_of_one_number(to: str, value: float) -> None:
     values = np.full((3, 256), value, np.float32)
@@ -152,7 +156,7 @@ def test_rows_of_one_number(to: str, value: float) -> None:
     arrays.arrays(
         np.float32, (2, 256), elements=st.floats(-65504, 65504, width=32) | st.floats(-1, 1, width=32), fill=st.just(0)
     ),
-    st.sampled_from(["Q8_0", "Q4_K"]),
+    st.sampled_from(["Q8_0", "Q4_1", "Q4_K"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_finite_stays_near(values: Float32Array, to: str) -> None:
@@ -163,7 +167,7 @@ def test_whatever_is_finite_stays_near(values: Float32Array, to: str) -> None:
     assert (error <= spans * (1 / 200 if to == "Q8_0" else 1 / 3) + 8e-6).all()
 
 
-@pytest.mark.parametrize("to", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("to", ["Q8_0", "Q4_1", "Q4_K"])
 def test_levels_and_threads_give_the_same_bytes(to: str) -> None:
     tensor = stored(numbers("apart", 2100, 1024))  # large enough to be packed by all threads
     data = {
@@ -173,7 +177,7 @@ def test_levels_and_threads_give_the_same_bytes(to: str) -> None:
     assert len(data) == 1
 
 
-@pytest.mark.parametrize(("to", "n_cols"), [("Q8_0", 96), ("Q4_K", 768)])
+@pytest.mark.parametrize(("to", "n_cols"), [("Q8_0", 96), ("Q4_1", 96), ("Q4_K", 768)])
 @pytest.mark.parametrize("n_rows", [1, 16, 33])
 def test_sizes_are_known_beforehand(to: str, n_cols: int, n_rows: int) -> None:
     tensor = stored(numbers("normal", n_rows, n_cols), "BF16")
@@ -191,7 +195,7 @@ def eight_bit_floats(n_rows: int, n_cols: int) -> QTensor:
     return QTensor(FORMATS["F8_E4M3"], codes.shape, codes, scales)
 
 
-@pytest.mark.parametrize("to", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("to", ["Q8_0", "Q4_1", "Q4_K"])
 @pytest.mark.parametrize("apart", [True, False])
 def test_eight_bit_floats_are_rounded_as_the_numbers_they_stand_for(to: str, apart: bool) -> None:
     tensor = eight_bit_floats(21, 256 if to == "Q4_K" else 288)
@@ -208,7 +212,7 @@ def test_eight_bit_floats_that_are_none_are_refused() -> None:
         packed(tensor, "Q8_0")
 
 
-@pytest.mark.parametrize("to", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("to", ["Q8_0", "Q4_1", "Q4_K"])
 @pytest.mark.parametrize("n_rows", [20, 9000])  # packed later, and at once
 @pytest.mark.parametrize(("source", "value"), [("F32", np.nan), ("BF16", np.inf), ("F16", -np.inf), ("F32", 3e38)])
 def test_what_cannot_be_rounded_is_refused_by_name(to: str, n_rows: int, source: str, value: float) -> None:

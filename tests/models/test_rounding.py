@@ -54,13 +54,13 @@ def test_q8_rounds_every_matrix_but_routers(family: str) -> None:
         assert formats == {"BF16" if name.endswith("mlp.gate.weight") else "Q8_0"}, name
 
 
-def test_q4_needs_whole_blocks_and_spares_embedding_and_head() -> None:
+def test_q4_suits_its_format_to_the_rows_and_spares_embedding_and_head() -> None:
     found = formats_of("llama", "q4")
     with open_checkpoint(GOLDEN / "llama") as checkpoint:
         for name, formats in found.items():
-            four = checkpoint.shape(name)[-1] % 256 == 0 and "embed_tokens" not in name and "lm_head" not in name
-            assert formats == {"Q4_K" if four else "Q8_0"}, name
-    assert {"Q4_K"} in found.values()
+            spared, whole = name.startswith(("model.embed_tokens", "lm_head")), checkpoint.shape(name)[-1] % 256 == 0
+            assert formats == {"Q8_0" if spared else "Q4_K" if whole else "Q4_1"}, name
+    assert {frozenset(formats) for formats in found.values()} >= {frozenset({"Q4_K"}), frozenset({"Q4_1"})}
 
 
 def test_gpt_oss_keeps_experts_and_routers_under_every_word() -> None:
@@ -104,7 +104,7 @@ def test_what_is_said_of_the_sizes() -> None:
 
 
 # The goldens' random weights make every logit a close call: real models lose a fraction of this (docs/lab-notebook.md).
-MOST = {"q8": 3e-3, "q4": 5e-2}
+MOST = {"q8": 3e-3, "q4": 0.25}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from freehold.core import Batch, Float32Array
 from freehold.models import load_model
 from freehold.weights import open_checkpoint
+from golden_models import mean_kl
+from kernel_programs import VECTOR_ISAS
 
 CASES = json.loads((Path(__file__).parent.parent / "golden" / "smollm2.json").read_text())
 
@@ -60,3 +63,19 @@ def test_exact(smollm2_path: Path) -> None:
             assert chosen == expected
             logits = forward(model, [chosen], position, kv, [0])[0]
             position += 1
+
+
+def test_fast(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 8-bit activations cost, and that prompts and single tokens are computed alike."""
+    monkeypatch.setenv("FREEHOLD_ISA", VECTOR_ISAS[-1])
+    with open_checkpoint(smollm2_path) as checkpoint:
+        exact, fast = load_model(checkpoint), load_model(checkpoint, precision="fast")
+    divergences = []
+    for case in CASES:
+        ids = [*case["prompt_ids"], *case["greedy_ids"]]
+        rows = list(range(len(ids)))
+        kv = fast.new_kv(8)
+        logits = forward(fast, ids, 0, kv, rows)
+        divergences.append(mean_kl(forward(exact, ids, 0, exact.new_kv(8), rows), logits))
+        assert np.array_equal(forward(fast, ids[-1:], rows[-1], kv, [0])[0], logits[-1])
+    assert 1e-4 <= np.mean(divergences) <= 5e-3

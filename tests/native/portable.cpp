@@ -67,39 +67,33 @@ std::vector<uint8_t> random_matrix(Format format) {
   return bytes;
 }
 
-struct Room {  // for the activations of n tokens
+struct Room {  // for the activations of n tokens, in one of the forms
   std::vector<float> values, scales, scaled16, scaled32;
-  std::vector<int16_t> codes;
+  std::vector<int16_t> words;
+  std::vector<int8_t> bytes;
   std::vector<int32_t> sums16, sums32;
   Activations view;
-  explicit Room(int n_tokens) {
+  template <class Code> Coded<Code> coded(std::vector<Code> &codes) {
+    return {codes.data(), scales.data(), sums16.data(), sums32.data(), scaled16.data(), scaled32.data()};
+  }
+  Room(int n_tokens, int form) {
     const size_t n = (size_t)(n_tokens + LANES - 1) / LANES * LANES * N_COLS;
-    values.resize(n), codes.resize(n), scales.resize(n / 32), sums16.resize(n / 16), sums32.resize(n / 32);
+    values.resize(n), words.resize(n), bytes.resize(n), scales.resize(n / 32), sums16.resize(n / 16), sums32.resize(n / 32);
     scaled16.resize(n / 16), scaled32.resize(n / 32);
-    view = {N_COLS,        n_tokens == 1 ? 1 : LANES, values.data(),   codes.data(),    scales.data(),
-            sums16.data(), sums32.data(),             scaled16.data(), scaled32.data(), nullptr};
+    view = {N_COLS, n_tokens == 1 ? 1 : LANES, values.data(), coded(words), form == BYTES ? coded(bytes) : Coded<int8_t>{}, nullptr};
   }
 };
 
-void check_products(Format format) {
-  const char *name = NAMES[(int)format];
-  const std::vector<uint8_t> source = random_matrix(format);
-  Weight w{nullptr, N_ROWS, N_COLS, format};
-  std::vector<uint8_t> packed((size_t)w.n_panels() * w.panel_size()), scratch(MATMUL_SCRATCH);
-  pack_panels({w.format, source.data(), source.size() / N_ROWS, nullptr, 0}, w, packed.data(), 0, w.n_panels(), kernels.round_span);
-  w.data = packed.data();
-
-  std::vector<float> rows((size_t)N_ROWS * N_COLS);
-  for (int r = 0; r < N_ROWS; r++) kernels.unpack_row(w, r, &rows[(size_t)r * N_COLS]);
-  report(name, "rows", rows);
+// `rows`: the numbers of the matrix.
+void check_products(const Weight &w, const std::vector<float> &rows, int form, uint8_t *scratch) {
+  const char *name = NAMES[(int)w.format];
   for (int n_tokens : {1, 2, 4, 9}) {
     std::vector<float> x((size_t)n_tokens * N_COLS), norm(N_COLS), out((size_t)n_tokens * N_ROWS);
     for (auto &f : x) f = random_float();
     for (auto &f : norm) f = 1 + random_float() / 4;
-    Room forms(n_tokens);
-    for (int t = 0; t < n_tokens; t++)
-      kernels.prepare(&x[(size_t)t * N_COLS], norm.data(), 1e-5f, scheme(format).integer ? CODES : VALUES, forms.view, t);
-    kernels.matmul({&w, nullptr, nullptr, nullptr, &forms.view, out.data(), N_ROWS, n_tokens, Epilogue::STORE, 0, 0}, 0, w.n_panels(), scratch.data());
+    Room room(n_tokens, form);
+    for (int t = 0; t < n_tokens; t++) kernels.prepare(&x[(size_t)t * N_COLS], norm.data(), 1e-5f, form, room.view, t);
+    kernels.matmul({&w, nullptr, nullptr, nullptr, &room.view, out.data(), N_ROWS, n_tokens, Epilogue::STORE, 0, 0}, 0, w.n_panels(), scratch);
 
     double worst = 0, largest = 0;
     for (int t = 0; t < n_tokens; t++) {
@@ -117,11 +111,26 @@ void check_products(Format format) {
         largest = std::fmax(largest, std::sqrt(size) * scale);
       }
     }
-    require(worst <= 1e-4 * largest, "a product is wrong", name);
+    require(worst <= (form == BYTES ? 2e-2 : 1e-4) * largest, "a product is wrong", name);
     char what[32];
-    snprintf(what, sizeof what, "product %d", n_tokens);
+    snprintf(what, sizeof what, form == BYTES ? "in bytes %d" : "product %d", n_tokens);
     report(name, what, out);
   }
+}
+
+void check_products(Format format) {
+  const char *name = NAMES[(int)format];
+  const std::vector<uint8_t> source = random_matrix(format);
+  Weight w{nullptr, N_ROWS, N_COLS, format};
+  std::vector<uint8_t> packed((size_t)w.n_panels() * w.panel_size()), scratch(MATMUL_SCRATCH);
+  pack_panels({w.format, source.data(), source.size() / N_ROWS, nullptr, 0}, w, packed.data(), 0, w.n_panels(), kernels.round_span);
+  w.data = packed.data();
+
+  std::vector<float> rows((size_t)N_ROWS * N_COLS);
+  for (int r = 0; r < N_ROWS; r++) kernels.unpack_row(w, r, &rows[(size_t)r * N_COLS]);
+  report(name, "rows", rows);
+  check_products(w, rows, scheme(format).integer ? WORDS : VALUES, scratch.data());
+  if (byte_codes(scheme(format))) check_products(w, rows, BYTES, scratch.data());
 }
 
 float f16(float f) {  // rounded to nearest even; of a normal number

@@ -94,7 +94,7 @@ def test_who_did_not_ask_hears_nothing(model: Path, measured: list[int], weights
 
 
 def test_it_need_not_be_measured(model: Path, measured: list[int]) -> None:
-    assert heard(model, weights="q4", measure_rounding=False) == ["weights rounded to q4 (1.2 MB for 2.6 MB)"]
+    assert heard(model, weights="q4", measure_rounding=False) == ["weights rounded to q4 (0.8 MB for 2.6 MB)"]
     assert measured == []
     heard(model, weights="q4")
     assert ": KL " in heard(model, weights="q4", measure_rounding=False)[0]  # known from before
@@ -243,7 +243,7 @@ def test_the_command_line_says_it(model: Path, tmp_path: Path) -> None:
     assert " nats, same first choice " in result.stderr
     assert "rounded" not in CliRunner().invoke(app, [*arguments, "native"]).stderr
     result = CliRunner().invoke(app, [*arguments, "q4", "--no-measure"])
-    assert "weights rounded to q4 (1.2 MB for 2.6 MB)\n" in result.stderr
+    assert "weights rounded to q4 (0.8 MB for 2.6 MB)\n" in result.stderr
     result = CliRunner().invoke(app, [*arguments, "q5"])
     assert result.exit_code == 2
     assert "'q5' is not one of" in result.stderr

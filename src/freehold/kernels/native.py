@@ -41,10 +41,10 @@ FORMATS = tuple(_NAMES.split())
 """Formats with kernels, in the order of csrc/formats.h."""
 
 ROUNDED_FROM = ("F32", "F16", "BF16", "F8_E4M3")
-ROUNDED_TO = ("Q8_0", "Q4_K")
+ROUNDED_TO = ("Q8_0", "Q4_1", "Q4_K")
 """Formats that packing can round from, and to (csrc/quantise.cpp)."""
 
-PACKED_LAYOUT = 1
+PACKED_LAYOUT = 2
 """Version of the packed form: counts up with every change to what csrc/pack.cpp, or a reader that puts rows in order,
 makes of a tensor's bytes, or how it rounds. What another version packed is packed anew."""
 
@@ -138,11 +138,15 @@ class _Table:
 class NativeBackend:
     """Packs matrices into one arena and runs programs on one pool of `n_threads` workers at one level.
 
-    expected_bytes: of weights to come; memory for them is made ready meanwhile.
+    expected_bytes: of weights to come; memory for them is made ready meanwhile. byte_activations: products take
+    activations as 8-bit codes instead of 16-bit ones where a format's kernels can (docs/kernels.md, What is rounded).
     """
 
-    def __init__(self, n_threads: int, level: str | None = None, expected_bytes: int = 0) -> None:
+    def __init__(
+        self, n_threads: int, level: str | None = None, expected_bytes: int = 0, *, byte_activations: bool = False
+    ) -> None:
         self._level = level or isa()
+        self._byte_activations = byte_activations
         self._pool = _kernels.Pool(n_threads)
         self._caller = _kernels.Pool(1)  # no worker beside the calling thread
         self._arena = _kernels.Arena(expected_bytes)
@@ -212,7 +216,7 @@ class NativeBackend:
     def compile(self, ops: Ops) -> NativeProgram:
         """Lower a recording."""
         self.pack_waiting()
-        return NativeProgram(_kernels.Program(self._pool, self._level), ops)
+        return NativeProgram(_kernels.Program(self._pool, self._level, self._byte_activations), ops)
 
 
 class NativeProgram:

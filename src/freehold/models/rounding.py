@@ -15,7 +15,7 @@ from freehold.kernels import ROUNDED_FROM
 Rounding = Literal["auto", "native", "q8", "q4"]
 """native: every weight as published. auto: so, but for the bfloat16 matrices that a family names in ROUNDED, which
 become Q8_0. q8: every matrix stored in F32, F16, BF16 or F8_E4M3 becomes Q8_0, where its rows are whole blocks. q4: the
-same become Q4_K, or Q8_0 where rows are not whole blocks of that, and for the head and the embedding. Routers, norms,
+same become Q4_K, or Q4_1 where rows are not whole blocks of that; the head and the embedding Q8_0. Routers, norms,
 biases, tables that stay in their file, and what is quantised already are exact under every word. The reference
 precision rounds nothing."""
 
@@ -60,8 +60,9 @@ class RoundingPolicy:
             return None
         if len(tensor.shape) < 2 or not self._fits("Q8_0", tensor):
             return None
-        four = self.word == "q4" and self._fits("Q4_K", tensor) and not name.endswith(self.eight)
-        return "Q4_K" if four else "Q8_0"
+        if self.word != "q4" or name.endswith(self.eight):
+            return "Q8_0"
+        return "Q4_K" if self._fits("Q4_K", tensor) else "Q4_1"
 
     def describe(self, n_before: int, n_after: int) -> str:
         """For people: what is rounded to what, and the bytes of that before and after; empty if nothing is."""

@@ -48,7 +48,10 @@ Threads = Annotated[
 ]
 Precision = Annotated[
     PrecisionName,
-    typer.Option(help="exact: the kernels. fast: the same, no format has quicker ones yet. reference: slow float32."),
+    typer.Option(
+        help="exact: 16-bit activations. fast: 8-bit ones for weights of 6 bits and less, quicker prompts and some "
+        "more rounding. reference: slow float32."
+    ),
 ]
 Weights = Annotated[
     RoundingName,
