@@ -246,8 +246,9 @@ def _formats() -> str:
 {table("Format|Bits per weight|GGUF|safetensors", rows)}
 
 Every weight keeps the value that its file gives it: packing moves bits and rounds none; what products round is in
-[kernels.md](kernels.md#what-is-rounded). GGUF is read in versions 2 and 3, one file per model; safetensors whole or
-sharded. Weights are rounded by `--weights` only, which is `{_default()}` where nothing is said:
+[kernels.md](kernels.md#what-is-rounded). GGUF is read in versions 2 and 3, safetensors as it
+is, both in one file or in parts. Weights are rounded by `--weights` only, which is `{_default()}` where nothing is
+said:
 
 > {choices}
 

@@ -58,9 +58,18 @@ def permute_like_llama_cpp(rows: np.ndarray, n_heads: int) -> np.ndarray:
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path: Path, tensors: dict[str, Any], architecture: str = "llama", **keys: Any) -> Path:
-    """tensors: name to float32 array, or to (array, quantisation). keys: `__` stands for the dot."""
-    writer = gguf.GGUFWriter(path, architecture)
+def write_gguf(
+    path: Path,
+    tensors: dict[str, Any],
+    architecture: str = "llama",
+    split: int = 0,
+    small_first: bool = False,
+    **keys: Any,
+) -> Path:
+    """tensors: name to float32 array, or to (array, quantisation). keys: `__` stands for the dot. split: in parts of so
+    many tensors; small_first: with none in the first.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split, small_first_shard=small_first)
     for key, value in keys.items():
         add_value(writer, key.replace("__", "."), value)
     for name, value in tensors.items():

@@ -58,6 +58,7 @@ def test_a_model_on_a_chip(freehold: Run, measured: list[str]) -> None:
     assert not measured
     assert (plan["device"], plan["count"], plan["fits"]["verdict"]) == ("H100 SXM5", 1, "PASS")
     assert plan["fits"]["need_bytes"][1] <= plan["fits"]["usable_bytes"][0]
+    assert plan["fits"]["peak_bytes"] is None
     rate = plan["decode"]["tokens_per_second"]
     assert rate["low"] < rate["expected"] < rate["high"]
     assert plan["decode"]["limit"] in plan["decode"]["seconds"]
@@ -103,6 +104,7 @@ def test_without_a_model_it_ranks_what_fits(freehold: Run, monkeypatch: pytest.M
     found = planned(freehold)
     assert found["not_fitting"] > 10
     assert all(plan["fits"]["verdict"] == "PASS" for plan in found["plans"])
+    assert all(plan["fits"]["peak_bytes"][0] < plan["fits"]["need_bytes"][0] for plan in found["plans"])
     comfortable = [p for p in found["plans"] if p["decode"]["tokens_per_second"]["expected"] >= 8]
     assert [p["parameters"] for p in comfortable] == sorted((p["parameters"] for p in comfortable), reverse=True)
 

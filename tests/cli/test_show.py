@@ -11,7 +11,7 @@ import pytest
 
 from command_line import Run
 from freehold.hub.store import Store
-from freehold.models import residence
+from freehold.models import load_model
 from freehold.weights import open_checkpoint
 from golden_models import GOLDEN
 from stored_models import SAFETENSORS, put_model
@@ -44,7 +44,10 @@ def test_classes_and_formats_add_up(freehold: Run, directory: str) -> None:
         row["class"] for row in facts["classes"]
     }
     with open_checkpoint(GOLDEN / directory) as checkpoint:
-        assert facts["memory"]["weights_bytes"] == pytest.approx(residence(checkpoint).n_bytes, rel=1e-3)
+        memory = facts["memory"]
+        assert memory["weights_bytes"] == pytest.approx(load_model(checkpoint).n_bytes, rel=0.01)
+    assert memory["weights_bytes"] < memory["peak"]["bytes"] <= memory["peak"]["first_bytes"]
+    assert memory["peak"]["bytes"] < memory["weights_bytes"] + memory["working_bytes"] + memory["kv_bytes_full_context"]
     assert facts["estimate"] is None
 
 

@@ -65,7 +65,8 @@ def test_choices_that_are_not_clear() -> None:
 
 def test_shard_names() -> None:
     assert shard_names("m-00002-of-00003.gguf") == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
-    assert shard_names("m.gguf") == ["m.gguf"]
+    for name in ("m.gguf", "m-00000-of-00000.gguf", "m-00000-of-00003.gguf", "m-00004-of-00003.gguf"):
+        assert shard_names(name) == [name]
 
 
 @given(st.text(st.sampled_from("a./\\:~\x00\n\u202e-") | st.characters(), max_size=20))

@@ -185,7 +185,7 @@ def test_gguf_rope_scaling_and_end_tokens(tmp_path: Path) -> None:
         ({"llama__logit_scale": 2.0}, UnsupportedError, "'llama.logit_scale' is not implemented"),
         ({"tokenizer__ggml__bos_token_id": -1.0}, ModelFileError, "'tokenizer.ggml.bos_token_id' is -1.0"),
         ({"tokenizer__chat_template": 5}, ModelFileError, "tokenizer.chat_template is not a string"),
-        ({"split__count": 3}, UnsupportedError, "one part of a split GGUF"),
+        ({"split__count": 3}, ModelFileError, "split.count is 3, so this is one part of several"),
         ({"general__type": "adapter"}, UnsupportedError, "a GGUF of type 'adapter'"),
     ],
 )  # fmt: skip

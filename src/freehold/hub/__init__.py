@@ -12,7 +12,8 @@ from typing import Literal
 
 from freehold.errors import NotFoundError, RequestError
 from freehold.hub.catalog import DEFAULT_MODEL, Catalog, KnownModel, find_entry, load_catalog, nearest
-from freehold.hub.names import Address, Repository, read_reference, stored_name
+from freehold.hub.names import Address, Repository, file_stem, read_reference, stored_name
+from freehold.hub.selection import first_shard
 from freehold.hub.store import Store, StoredModel
 
 __all__ = ["DEFAULT_MODEL", "Resolved", "Store", "StoredModel", "resolve"]
@@ -22,9 +23,9 @@ __all__ = ["DEFAULT_MODEL", "Resolved", "Store", "StoredModel", "resolve"]
 class Resolved:
     """What a model argument means.
 
-    "stored": in the store, path is its file. "path": a file or directory of the user's. "pullable": in the catalogue,
-    but not yet in the store or damaged there: path is None and `entry` says what a pull would fetch, or, for a model
-    without a source, refuse with what to do instead.
+    "stored": in the store, path is its file. "path": a file or directory of the user's; of a GGUF model in parts, the
+    first. "pullable": in the catalogue, but not yet in the store or damaged there: path is None and `entry` says what a
+    pull would fetch, or, for a model without a source, refuse with what to do instead.
     """
 
     kind: Literal["stored", "path", "pullable"]
@@ -92,7 +93,8 @@ def _existing(text: str) -> Resolved:
             f"pulled before (`freehold pull ORG/NAME`)"
         )
     absolute = Path(os.path.abspath(path))
-    return Resolved("path", absolute.stem if absolute.suffix.lower() == ".gguf" else absolute.name, absolute)
+    name = file_stem(absolute.name) if absolute.suffix.lower() == ".gguf" else absolute.name
+    return Resolved("path", name, first_shard(absolute))
 
 
 def _looks_like_path(word: str) -> bool:

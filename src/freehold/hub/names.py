@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from freehold.errors import NotFoundError, RequestError
 from freehold.hub.catalog import Catalog, KnownModel, find_entry, load_catalog, nearest
+from freehold.hub.selection import first_shard
 
 Hub = Literal["hf", "ms"]
 HUB_TITLES: dict[Hub, str] = {"hf": "Hugging Face", "ms": "ModelScope"}
@@ -103,7 +104,7 @@ def read_reference(text: str, catalog: Catalog | None = None) -> Reference:
     separators = [separator for separator in (os.sep, os.altsep) if separator]
     is_pathlike = any(separator in text for separator in separators) or text.lower().endswith(".gguf")
     if is_pathlike and "\0" not in text and os.path.exists(path):
-        return Local(Path(os.path.abspath(path)))
+        return Local(first_shard(Path(os.path.abspath(path))))
     if is_pathlike and (text[:1] in ("/", "~", ".") or os.path.isabs(path) or not _REPOSITORY.fullmatch(text)):
         raise NotFoundError(
             f"no file or directory at {text[:200]!r}; expected a path that exists, ORG/NAME[:QUANT][@REVISION] of a "
@@ -139,8 +140,8 @@ def stored_name(reference: Reference) -> str:
         return _plain("--".join(parts), str(reference))
     if isinstance(reference, Address):
         word = unquote(urlsplit(reference.url).path).rstrip("/").rpartition("/")[2]
-        return _plain(f"{_stem(word) or 'model'}-{_digest(reference.url)}", reference.url)
-    name = _plain(_stem(reference.path.name), str(reference))
+        return _plain(f"{file_stem(word) or 'model'}-{_digest(reference.url)}", reference.url)
+    name = _plain(file_stem(reference.path.name), str(reference))
     return f"{name}-local" if find_entry(name) else name  # a catalogue name means the catalogue's bytes
 
 
@@ -176,9 +177,10 @@ def _address(text: str) -> Address | Repository:
     return _repository(f"{words[0]}/{words[1]}{revision}", hub)
 
 
-def _stem(name: str) -> str:
+def file_stem(name: str) -> str:
+    """A file's name without .gguf, and without what tells it from the other parts of the model."""
     name = name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
-    return re.sub(r"-0*1-of-\d+$", "", name)
+    return re.sub(r"(?<=.)-\d+-of-\d+$", "", name, flags=re.ASCII)
 
 
 def _plain(text: str, identity: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from freehold.errors import StoreError
 from freehold.hub.lock import locked
+from freehold.hub.selection import shard_paths
 from freehold.hub.store import Store
 
 PACKED_NAME, COSTS_NAME = "weights.packed", "weights.rounding.json"
@@ -96,13 +97,13 @@ def packed_size(model: Path, store: Store) -> int | None:
 
 
 def fingerprint(model: Path, store: Store) -> str:
-    """What packed weights were made from: names, sizes and modification times of the files at `model`, and the digest
-    that the store pins for them. Raises OSError, StoreError.
+    """What packed weights were made from: names, sizes and modification times of the files at `model`, all its parts,
+    and the digest that the store pins for them. Raises OSError, StoreError.
     """
     folders = (model, model / "original")  # the second is gpt-oss's
     found = [path for folder in folders for pattern in _WEIGHT_FILES for path in folder.glob(pattern)]
     facts = []
-    for path in [model] if model.is_file() else sorted(found):
+    for path in shard_paths(model) if model.is_file() else sorted(found):
         stat = path.stat()
         facts.append([path.relative_to(model.parent).as_posix(), stat.st_size, stat.st_mtime_ns])
     stored = store.find(model.parent.name) if model.parent.parent == store.root / "models" else None

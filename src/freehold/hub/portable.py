@@ -18,6 +18,7 @@ from freehold.hub import Resolved
 from freehold.hub.archive import Progress, archive_bytes, file_record, read_files, read_record, write_archive
 from freehold.hub.catalog import CatalogEntry, find_entry
 from freehold.hub.manifest import MAX_FILES, FileRecord, Record, name_problem
+from freehold.hub.selection import shard_paths
 from freehold.hub.store import DISK_MARGIN, Store, check_name, now
 from freehold.hub.stored import WHOLE_DIRECTORY, Manifest, files_digest
 from freehold.hub.verify import stored_files, stored_record
@@ -120,7 +121,10 @@ def _contents(resolved: Resolved, store: Store) -> tuple[Record | None, dict[str
 def _model_files(path: Path) -> dict[str, Path]:
     """The files of a model of the user's, by their names in an archive. Links are followed."""
     if not path.is_dir():
-        return {path.name: path}
+        parts = shard_paths(path)
+        if missing := [part.name for part in parts if not part.is_file()]:
+            raise NotFoundError(f"{path.parent} lacks {len(missing)} parts of {path.name}: {', '.join(missing[:3])}")
+        return {part.name: part for part in parts}
     folders = [path]
     if not any(entry.suffix in _WEIGHTS for entry in path.iterdir()):
         folders.append(path / _ORIGINAL)

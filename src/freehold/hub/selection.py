@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from freehold.errors import DownloadError, RequestError
@@ -30,7 +31,7 @@ TEXT_FILES = (
 """The files beside the weights that Freehold reads, as publishers name them."""
 
 _TEXT = re.compile(r"(generation_)?config\.json|tokenizer[\w.-]*\.json|tiktoken\.model|chat_template[\w.-]*", re.ASCII)
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{1,6})-of-(?P<count>\d{1,6})", re.ASCII)
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{1,5})-of-(?P<count>\d{1,5})", re.ASCII)
 _QUANT = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:(?:IQ|TQ|Q)\d(?:_[A-Z0-9]+)*|MXFP4(?:_[A-Z0-9]+)*|BF16|FP?16|FP?32))(?=[-._]|$)",
     re.IGNORECASE | re.ASCII,
@@ -82,10 +83,21 @@ def shard_names(name: str) -> list[str]:
     """All the shards of a file called `...-00001-of-00003.SUFFIX`; of another file, itself."""
     stem, dot, suffix = name.rpartition(".")
     match = _SHARD.fullmatch(stem)
-    if match is None:
+    if match is None or not 1 <= int(match["index"]) <= int(match["count"]):
         return [name]
     count, width = int(match["count"]), len(match["index"])
     return [f"{match['stem']}-{index:0{width}}-of-{match['count']}{dot}{suffix}" for index in range(1, count + 1)]
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """The file at `path` with its other shards, whether they are there or not; of another file, itself."""
+    return [path.with_name(name) for name in shard_names(path.name)]
+
+
+def first_shard(path: Path) -> Path:
+    """What a path means: of a GGUF model in parts the first, if that is there, so that each part means the same."""
+    first = path.with_name(shard_names(path.name)[0]) if path.suffix.lower() == ".gguf" else path
+    return first if first.exists() else path
 
 
 def _check_paths(names: Sequence[str], where: str) -> None:

@@ -17,7 +17,7 @@ from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import QTensor
 from freehold.weights import gpt_oss_config
 from freehold.weights.fp8_layout import Fp8Tensors, holds_fp8, is_fp8
-from freehold.weights.gguf import GGUFFile
+from freehold.weights.gguf_parts import GGUFParts, part_paths
 from freehold.weights.gguf_tensors import GGUFTensors
 from freehold.weights.gpt_oss_layout import GptOssTensors, is_original
 from freehold.weights.quantization import check_quantization
@@ -112,11 +112,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model: a directory with config.json and safetensors, a GGUF file, or a directory holding one GGUF file.
+    """Open a model: a directory with config.json and safetensors, a GGUF file, or a directory holding one.
 
-    A directory with both kinds of weights is read as safetensors; one of gpt-oss with weights only in `original/` is
-    read from there. Raises NotFoundError when there is nothing to open, ModelFileError for damaged or hostile files,
-    UnsupportedError for what Freehold does not implement.
+    Any part of a GGUF model stands for all, which lie beside it. A directory with both kinds of weights is read as
+    safetensors; one of gpt-oss with weights only in `original/` is read from there. Raises NotFoundError when there is
+    nothing to open, ModelFileError for damaged or hostile files, UnsupportedError for what Freehold does not implement.
     """
     try:
         return _open(Path(path))
@@ -149,7 +149,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _only_gguf(directory: Path) -> Path:
     found = sorted(directory.glob("*.gguf"))
-    if len(found) != 1:
+    if not set(found) <= set(part_paths(found[0])):
         names = ", ".join(path.name for path in found[:8])
         raise NotFoundError(f"{directory} holds {len(found)} GGUF files; name one of them: {names}")
     return found[0]
@@ -235,17 +235,17 @@ def _is_named_template(entry: Any) -> bool:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = GGUFFile(path)
+    file = GGUFParts(path)
     try:
         tensors = GGUFTensors(file)
         template = file.metadata.get("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
-            raise ModelFileError(f"{path}: tokenizer.chat_template is not a string")
+            raise ModelFileError(f"{file.path}: tokenizer.chat_template is not a string")
     except BaseException:
         file.close()
         raise
     return Checkpoint(
-        path=path,
+        path=file.path,
         kind="gguf",
         config=tensors.config,
         tensors=tensors,

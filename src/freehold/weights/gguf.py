@@ -31,7 +31,7 @@ from freehold.weights.quote import quote
 # Far above any real file, low enough that reading what they allow takes well under a second.
 _MAX_HEADER_BYTES = 256 << 20  # metadata and tensor table together
 _MAX_KEYS = 1 << 16
-_MAX_TENSORS = 1 << 15
+MAX_TENSORS = 1 << 15
 _MAX_STRINGS = 1 << 21  # in all string arrays together
 _MAX_KEY_BYTES = (1 << 16) - 1  # the specification's limit
 _MAX_NAME_BYTES = 255  # the specification says 64
@@ -168,8 +168,8 @@ def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     if version not in (2, 3):
         raise UnsupportedError(cursor.error(f"the GGUF version is {version}; Freehold reads versions 2 and 3"))
     n_tensors = cursor.u64("tensor count")
-    if n_tensors > _MAX_TENSORS:
-        cursor.fail(f"the tensor count is {n_tensors}; expected at most {_MAX_TENSORS}")
+    if n_tensors > MAX_TENSORS:
+        cursor.fail(f"the tensor count is {n_tensors}; expected at most {MAX_TENSORS}")
     n_keys = cursor.u64("metadata count")
     if n_keys > _MAX_KEYS:
         cursor.fail(f"the metadata count is {n_keys}; expected at most {_MAX_KEYS}")

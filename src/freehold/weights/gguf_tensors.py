@@ -1,7 +1,7 @@
-"""A GGUF file seen as Hugging Face's: config, tensor names and row order.
+"""A GGUF model seen as Hugging Face's: config, tensor names and row order.
 
 Owns the table of architectures: a module for each, or for some that are alike, always with the same three functions.
-Knows neither what an architecture's words are nor how the file is laid out.
+Knows neither what an architecture's words are nor how the file is laid out, nor in how many files a model comes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from freehold.errors import ModelFileError, NotFoundError, UnsupportedError
 from freehold.formats import QTensor
 from freehold.weights import gguf_deepseek, gguf_glm, gguf_gpt_oss, gguf_llama, gguf_qwen
-from freehold.weights.gguf import GGUFFile
+from freehold.weights.gguf_parts import GGUFParts
 from freehold.weights.quote import naming, quote
 from freehold.weights.refusals import refusal
 
@@ -45,9 +45,9 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 class GGUFTensors:
-    """The tensors of an open GGUF file under Hugging Face's names. config: the keys of config.json."""
+    """The tensors of an open GGUF model under Hugging Face's names. config: the keys of config.json."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: GGUFParts) -> None:
         """Raises ModelFileError or UnsupportedError; the file stays open, it is the caller's."""
         self._file = file
         with naming(file.path):
@@ -75,7 +75,7 @@ class GGUFTensors:
         self._file.release(self._gguf_name(name))
 
     def close(self) -> None:
-        """Unmap the file; tensors already taken stay valid."""
+        """Unmap the files; tensors already taken stay valid."""
         self._file.close()
 
     def _gguf_name(self, name: str) -> str:
@@ -86,12 +86,10 @@ class GGUFTensors:
 
 
 def _architecture(metadata: Mapping[str, Any]) -> Architecture:
-    """The translation that a model needs; refuses adapters, single parts of a split model, unknown architectures."""
+    """The translation that a model needs; refuses adapters and unknown architectures."""
     kind = metadata.get("general.type", "model")
     if kind != "model":
         raise UnsupportedError(f"this is a GGUF of type {quote(kind)}; expected a model")
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise UnsupportedError("this is one part of a split GGUF; join the parts with `llama-gguf-split --merge`")
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelFileError("there is no general.architecture; expected the name of the model's family")
