@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from freehold.hardware.estimate import SCRATCH_BYTES
 from freehold.runtime import LocalModel
 from freehold.server.source import Footprint, ModelSource
 from scripted_model import ScriptedLocalModel, scripted
@@ -51,7 +50,7 @@ class FakeLoader:
             n_kv = 2 * 256 * 4
             model = scripted(self.answer, budget=MODEL_BYTES)
             # One that takes MODEL_BYTES in all, whatever the shape of the scripted model.
-            object.__setattr__(model.plan, "weight_bytes", MODEL_BYTES - n_kv - SCRATCH_BYTES)
+            object.__setattr__(model.plan, "weight_bytes", MODEL_BYTES - n_kv)
             self.models.append(model)
             return model
         finally:

@@ -21,7 +21,7 @@ from freehold import kernels
 from freehold.core import KV_BLOCK, Batch, KVSpec
 from freehold.formats import F8_BLOCK, FORMATS, QTensor
 from freehold.hardware import Machine
-from freehold.hardware.estimate import ANY, SCRATCH_BYTES, Device
+from freehold.hardware.estimate import ANY, Device
 from freehold.kernels import Matrix, NativeBackend, Norm, Ops
 from freehold.kernels.native import NativeProgram
 
@@ -99,7 +99,7 @@ def device_here(machine: Machine, found: Calibration) -> Device:
         decode_spread=SPREAD,
         prefill_spread=PREFILL_SPREAD,
         chunk=PROMPT,
-        reserve=(SCRATCH_BYTES, SCRATCH_BYTES),
+        n_threads=machine.n_threads,
         basis="measured",
     )
 

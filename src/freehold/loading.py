@@ -20,8 +20,10 @@ from freehold import settings
 from freehold.budget import check_weights, kv_bytes_per_token, plan_memory
 from freehold.core import SamplingParams
 from freehold.errors import ModelFileError, RequestError, TemplateError
+from freehold.footprints import footprint_of_checkpoint
 from freehold.hardware import detect
 from freehold.hub import DEFAULT_MODEL, Store, resolve
+from freehold.hub.selection import shard_paths
 from freehold.hub.usage import Use
 from freehold.models import (
     Precision,
@@ -86,9 +88,9 @@ def load(
 ) -> LocalModel:
     """Load a model: a catalogue name (fetched on first use), a directory of config.json and safetensors, a .gguf file.
 
-    `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" prefers speed where
-    a format has a quicker kernel (none has today), "reference" is the slow float32 oracle. `weights`: "q8" and "q4"
-    round what is published in 16 or 32 bits, and tell `note` what that costs, measured at their first load unless
+    `model` None takes FREEHOLD_MODEL, else the default. `precision`: "exact" is the default, "fast" multiplies
+    weights of six bits and less with 8-bit activations, "reference" is the slow float32 oracle. `weights`: "q8" and
+    "q4" round what is published in 16 or 32 bits, and tell `note` what that costs, measured at their first load unless
     `measure_rounding` is False; "native" rounds nothing, "auto" only attention and head of gpt-oss. `context` None
     takes the model's own, or what memory allows (see `LocalModel.plan.note`). The KV cache holds up to `conversations`
     full contexts, fewer if memory is short. `packed_cache` keeps packed weights on the disk for the next load, which
@@ -100,15 +102,15 @@ def load(
     machine, store = detect(chosen), Store(chosen.home)
     name, path = _locate(model if model is not None else chosen.model or DEFAULT_MODEL, store, progress, note)
     use = Use(path, store)
-    n_threads = machine.n_threads if threads is None else threads
+    n_threads, budget = machine.n_threads if threads is None else threads, machine.memory_budget
     start = time.perf_counter()
-    kept = packed_cache and chosen.packed and precision != "reference"
-    policy = rounding_policy(weights)
+    kept, policy = packed_cache and chosen.packed and precision != "reference", rounding_policy(weights)
     packed = PackedCache(path, store, policy, note) if kept else None
     backend = make_backend(precision, n_threads, 0 if packed and packed.is_warm else _file_bytes(path))
     with open_checkpoint(path) as checkpoint:
         made = residence(checkpoint, precision, weights)
-        check_weights(made.n_bytes, machine.memory_budget, name)
+        reserve = partial(footprint_of_checkpoint(checkpoint).reserve_bytes, made.n_bytes, n_threads=n_threads)
+        check_weights(made.n_bytes, reserve(context=1), budget, name)
         loaded, (tokenizer, chat_format, defaults) = _load_both(checkpoint, backend, weights, progress, name, packed)
         load_seconds = time.perf_counter() - start
         measure = _measure(checkpoint, loaded, n_threads, progress, name) if measure_rounding else None
@@ -117,9 +119,9 @@ def load(
             rounded = report_rounding(made.rounded, weights, tokenizer, measure, costs, note)
     with _closing(loaded):
         token_bytes = kv_bytes_per_token(loaded.kv_specs, KV_ELEMENT_BYTES[precision])
-        need = {"weight_bytes": made.n_bytes, "token_bytes": token_bytes, "max_context": loaded.max_context}
-        budget = machine.memory_budget
-        plan = plan_memory(**need, context=context, budget=budget, n_sequences=conversations, what=name)
+        need = {"weight_bytes": loaded.n_bytes, "working_bytes": reserve(context=context or loaded.max_context)}
+        most = {"max_context": loaded.max_context, "budget": budget, "n_sequences": conversations}
+        plan = plan_memory(**need, **most, token_bytes=token_bytes, context=context, what=name)
         local = LocalModel(
             loaded,
             tokenizer,
@@ -278,7 +280,7 @@ def _close(loaded: LoadedModel, use: Use) -> None:
 def _file_bytes(path: Path) -> int:
     """About how large the weights at `path` are, before the file is opened; 0 for a directory or an absent file."""
     try:
-        return path.stat().st_size if path.is_file() else 0
+        return sum(part.stat().st_size for part in shard_paths(path)) if path.is_file() else 0
     except OSError:  # whatever it is, opening it says so
         return 0
 

@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from freehold.errors import FreeholdError, RequestError, UnsupportedError
+from freehold.footprints import Described, footprint_of, text_bytes
 from freehold.formats import FORMATS, Format
 from freehold.hardware.estimate import Amount, AttentionLayers, ModelShape
+from freehold.kernels import FORMATS as PACKED
+from freehold.kernels import packed_bytes
 from freehold.models import FAMILIES
 from freehold.models.common import Config, read_context
 from freehold.models.outline import used_weights
@@ -29,6 +32,8 @@ PlanFormat = Literal["published", "fp8", "q8_0", "int4", "q4_k_m"]
 in blocks of 128 x 128; int4: the same in groups of 128, as AWQ and GPTQ make them."""
 
 _EMBEDDING, _HEAD, _EXPERTS = "embed_tokens.weight", "lm_head.weight", ".mlp.experts."
+_LATENT_KEYS = (".kv_b_proj.weight", ".k_b_proj.weight")
+"""Of latent attention: their keys are kept a second time, transposed."""
 _INT4_BITS = 4 + (16 + 4) / 128  # a scale and a zero for each group
 _FALLBACKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q8_0": "F16"}
 """What llama.cpp takes where a row is not whole blocks."""
@@ -93,7 +98,8 @@ def shape_of_checkpoint(
         except FreeholdError:  # loading refuses it, in its own words; here it is counted as it is stored
             names = checkpoint.names
     parts = [_stored(checkpoint, one) for one in names]
-    return _assembled(name, _published_format(parts), parts, checkpoint.config, resident, rounding)
+    shape = _assembled(name, _published_format(parts), parts, checkpoint.config, resident, rounding)
+    return replace(shape, footprint=replace(shape.footprint, text_bytes=text_bytes(checkpoint)))
 
 
 def kv_token_bytes(config: Mapping[str, Any], element_bytes: int = 2) -> int | None:
@@ -141,12 +147,14 @@ def _assembled(
     always: dict[str, Amount] = {}
     experts: dict[str, Amount] = {}
     table, residue, head = Amount(), 0.0, ("", 0.0)
+    footprint = footprint_of(config, (Described(p.name, p.shape, p.n_bytes, p.format_name) for p in parts))
     for part in parts:
         is_table = part.name.endswith(_EMBEDDING) and has_head
         if is_table and resident and part.format_name == "BF16":
             residue += part.n_bytes  # its rows are read where the file has them
         else:
             part = _rounded(part, policy)
+            residue -= _growth(part, config) if resident else 0
         amount = Amount(part.n_bytes, part.n_parameters)
         if is_table:
             table += amount
@@ -171,7 +179,21 @@ def _assembled(
         top_k=top_k,
         residue=residue,
         head=head,
+        footprint=footprint,
     )
+
+
+def _growth(part: _Part, config: Mapping[str, Any]) -> float:
+    """Bytes that a tensor takes in memory beyond what it is stored in."""
+    grown = 0.0
+    if part.name.endswith(_LATENT_KEYS):
+        kept = _size(config, "num_attention_heads") * _size(config, "qk_nope_head_dim") * _size(config, "kv_lora_rank")
+        grown = part.n_bytes * kept / part.n_parameters
+    if len(part.shape) < 2 or part.format_name not in PACKED or part.shape[-1] % part.format.block:
+        return grown
+    n_rows, n_cols = part.shape[-2:]
+    row_bytes = part.format.row_bytes(n_cols)
+    return grown + part.n_bytes * (packed_bytes(part.format_name, n_rows, n_cols) / (n_rows * row_bytes) - 1)
 
 
 def _rounded(part: _Part, policy: RoundingPolicy) -> _Part:

@@ -22,11 +22,12 @@ LAYERS: dict[str, str] = {
     # Top first. A module may import what its row names and nothing else; a row may only name rows below it.
     "__main__": "cli",
     "cli": "terminal freehold benchmark runtime prepared hub kernels errors",
-    "terminal": "freehold server loading benchmark runtime prepared reply budget planner shapes hub hardware text "
-    "models weights kernels settings errors",
+    "terminal": "freehold server loading benchmark runtime prepared reply budget planner shapes footprints hub "
+    "hardware text models weights kernels settings errors",
     "server": "freehold loading runtime prepared reply budget hub hardware engine text settings core errors",
     "freehold": "loading runtime reply text errors",  # __init__.py: the public names, imported on first use
-    "loading": "runtime rounding_report packed_cache budget hub hardware models text weights settings core errors",
+    "loading": "runtime rounding_report packed_cache footprints budget hub hardware models text "
+    "weights settings core errors",
     "benchmark": "runtime budget engine kernels core errors",
     "runtime": "prepared exclusive reply budget engine text core errors",
     "prepared": "reply engine text core errors",
@@ -35,7 +36,8 @@ LAYERS: dict[str, str] = {
     "rounding_report": "hub models kernels errors",
     "packed_cache": "hub weights kernels errors",
     "planner": "shapes calibration hub hardware models weights settings errors",
-    "shapes": "hardware models weights formats errors",
+    "shapes": "footprints hardware models weights kernels formats errors",
+    "footprints": "hardware weights",
     "calibration": "hardware kernels formats core",
     "budget": "hardware core errors",
     "hub": "settings errors",

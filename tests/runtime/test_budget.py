@@ -14,7 +14,8 @@ from freehold.budget import (
 )
 from freehold.core import KV_BLOCK, KVSpec
 from freehold.errors import RequestError, ResourceError
-from freehold.hardware.estimate import SCRATCH_BYTES
+
+WORKING = 123_000_000
 
 
 def plan(budget: int, context: int | None = None, max_context: int = 8192, n_sequences: int = 4) -> MemoryPlan:
@@ -23,7 +24,8 @@ def plan(budget: int, context: int | None = None, max_context: int = 8192, n_seq
         token_bytes=1000,
         max_context=max_context,
         context=context,
-        budget=10**8 + SCRATCH_BYTES + budget,
+        budget=10**8 + WORKING + budget,
+        working_bytes=WORKING,
         n_sequences=n_sequences,
     )
 
@@ -53,8 +55,8 @@ def test_a_wish_is_granted_or_refused_with_the_numbers() -> None:
 
 def test_weights_alone_too_big() -> None:
     with pytest.raises(ResourceError, match="freehold doctor"):
-        check_weights(10**9, 10**9, "big")
-    check_weights(10**9, 2 * 10**9, "big")
+        check_weights(10**9, 1, 10**9, "big")
+    check_weights(10**9, 10**9, 2 * 10**9, "big")
     with pytest.raises(ResourceError, match="smaller model"):
         plan(0)
 

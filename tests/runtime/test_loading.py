@@ -15,7 +15,11 @@ from freehold.errors import ModelFileError, NotFoundError, RequestError, Templat
 from freehold.loading import load_text, sampling_defaults
 from scripted_model import EOS, VOCAB, ByteTokenizer
 
-LLAMA: dict[str, Any] = {"names": (), "config": {"model_type": "llama"}}  # of a checkpoint without tensors
+LLAMA: dict[str, Any] = {  # of a checkpoint without tensors
+    "names": (),
+    "config": {"model_type": "llama"},
+    **dict.fromkeys(("tokenizer_json", "tiktoken_model", "gguf_metadata")),
+}
 
 
 def tokenizer(**special_ids: int) -> Any:

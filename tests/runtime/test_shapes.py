@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import RequestError, UnsupportedError
-from freehold.models import residence
+from freehold.models import load_model
 from freehold.shapes import (
     PlanFormat,
     attention_of,
@@ -66,7 +66,7 @@ def test_a_file_takes_what_loading_makes_of_it(name: str) -> None:
         pytest.skip("no checkpoint directory there")
     with open_checkpoint(found[0]) as checkpoint:
         shape = shape_of_checkpoint(name, checkpoint)
-        assert shape.weight_bytes == pytest.approx(residence(checkpoint).n_bytes, rel=0.01)
+        assert shape.weight_bytes == pytest.approx(load_model(checkpoint).n_bytes, rel=0.01)
         assert shape.kv_token_bytes == kv_token_bytes(checkpoint.config)
 
 

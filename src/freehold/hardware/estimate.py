@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-SCRATCH_BYTES = 160 * 10**6
-"""Freehold's own: interpreter, libraries, tokenizer, one step's activations; 120 MB measured, and room to breathe."""
+from freehold.hardware.footprint import Footprint
 
 ANY = "*"
 """In a device's rates: every format without a rate of its own."""
@@ -73,7 +72,8 @@ class ModelShape:
     always: weights that every token needs; an embedding that is the head as well belongs here. head: of these the
     format and the parameters of what makes logits, which of a prompt only the last token needs. experts: the routed
     ones, of which a token needs top_k of n_experts. table: an embedding of which a token reads one row. residue: bytes
-    of `always`, `experts` and `table` that take no memory of their own once loaded, as rows left in a file.
+    of `always`, `experts` and `table` that take no memory of their own once loaded, as rows left in a file, less what
+    takes more than it is stored in. footprint: of Freehold's memory beside weights and KV cache.
     """
 
     name: str
@@ -91,6 +91,7 @@ class ModelShape:
     kv_bits: int = 16
     residue: float = 0
     head: tuple[str, float] = ("", 0)
+    footprint: Footprint = field(default_factory=Footprint)
 
     @property
     def weight_bytes(self) -> int:
@@ -147,7 +148,8 @@ class Device:
     """What the arithmetic needs to know of a processor, or of `count` equal ones that share the model.
 
     memory: bytes of one, None where that is not known. reserve: bytes that others need of it, from the least to the
-    most. usable: parts of `memory` that the model may have, from doubtful to safe.
+    most. usable: parts of `memory` that the model may have, from doubtful to safe. n_threads: Freehold's on this
+    machine, whose reserve a model's footprint tells; 0 elsewhere.
     read_rates: bytes/s of weights that decode reaches, by their format. product_rates: FLOP/s that prefill reaches, by
     the weights' format; grouped_rates, if given: those of experts, of which each sees few tokens of a step. kv_rate,
     attention_rate: the same for attention; decode_attention, if given: FLOP/s of attention in decode.
@@ -173,6 +175,7 @@ class Device:
     link: float = 25e9
     grouped_rates: Mapping[str, float] | None = None
     decode_attention: float | None = None
+    n_threads: int = 0
     basis: str = ""
     remarks: tuple[str, ...] = ()
 
@@ -231,13 +234,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Fit:
-    """The memory of one device: what it must hold, what it has, and whether that is enough."""
+    """The memory of one device: what it must hold, what it has, and whether that is enough.
+
+    peak: on this machine, the most that will be resident, once packed weights are kept and at the first start.
+    """
 
     verdict: Verdict
     weight_bytes: float
     kv_bytes: float
     reserve: tuple[float, float]
     usable: tuple[float, float] | None
+    peak: tuple[float, float] | None = None
 
     @property
     def need(self) -> tuple[float, float]:
@@ -274,12 +281,20 @@ def check_fit(model: ModelShape, device: Device, context: int, batch: int = 1) -
     """
     weight_bytes = model.weight_bytes / device.count
     kv_bytes = batch * context * model.kv_token_bytes / _kv_shares(model, device.count)
-    low, high = (weight_bytes + kv_bytes + reserve for reserve in device.reserve)
+    reserves, peak = device.reserve, None
+    if device.n_threads:
+        reserves = (_reserve_here(model, device, context),) * 2
+        peak = model.footprint.peak_bytes(weight_bytes, kv_bytes, context, batch, device.n_threads)
+    low, high = (weight_bytes + kv_bytes + reserve for reserve in reserves)
     if device.memory is None:
-        return Fit("UNKNOWN", weight_bytes, kv_bytes, device.reserve, None)
+        return Fit("UNKNOWN", weight_bytes, kv_bytes, reserves, None, peak)
     doubtful, safe = (share * device.memory for share in device.usable)
     verdict: Verdict = "PASS" if high <= safe else "FAIL" if low > doubtful else "UNKNOWN"
-    return Fit(verdict, weight_bytes, kv_bytes, device.reserve, (doubtful, safe))
+    return Fit(verdict, weight_bytes, kv_bytes, reserves, (doubtful, safe), peak)
+
+
+def _reserve_here(model: ModelShape, device: Device, context: int) -> float:
+    return model.footprint.reserve_bytes(model.weight_bytes, context, device.n_threads)
 
 
 def decode(model: ModelShape, device: Device, context: float, batch: int = 1) -> Speed:
@@ -338,7 +353,8 @@ def longest_context(model: ModelShape, device: Device, batch: int = 1) -> int:
     """Tokens per sequence that surely fit, at most the model's own; 0 if not even the weights do."""
     if device.memory is None:
         return model.max_context
-    spare = device.usable[1] * device.memory - model.weight_bytes / device.count - device.reserve[1]
+    reserve = _reserve_here(model, device, model.max_context) if device.n_threads else device.reserve[1]
+    spare = device.usable[1] * device.memory - model.weight_bytes / device.count - reserve
     per_token = batch * model.kv_token_bytes / _kv_shares(model, device.count)
     return max(0, min(model.max_context, int(spare / per_token) if per_token else model.max_context))
 

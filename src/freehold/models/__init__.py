@@ -95,9 +95,13 @@ def residence(checkpoint: CheckpointLike, precision: Precision = "exact", roundi
     except FreeholdError:
         used = UsedWeights(checkpoint, checkpoint.names)
     if precision == "reference":
-        return Residence(sum(4 * math.prod(used.shape(name)) for name in used.names))
+        n_numbers = sum(math.prod(used.shape(name)) for name in used.names) + sum(used.copies.values())
+        return Residence(4 * n_numbers)
     policy = RoundingPolicy.of(family, rounding)
     n_bytes, n_before, n_after = used.n_bytes, 0, 0
+    for name, n_copied in used.copies.items():
+        tensor = used.get(name)
+        n_bytes += tensor.n_bytes * n_copied // math.prod(tensor.shape)
     for name in used.names:
         if not (name in used.tables or policy.may_round(name)):
             continue  # not even opened: some readers would put its rows in order
@@ -146,7 +150,9 @@ def make_backend(precision: Precision, n_threads: int | None = None, expected_by
     """The backend of a precision. A thread of its own makes memory ready for about `expected_bytes` of weights."""
     if precision == "reference":
         return ReferenceBackend()
-    return NativeBackend(n_threads or _usable_cores(), expected_bytes=expected_bytes)
+    return NativeBackend(
+        n_threads or _usable_cores(), expected_bytes=expected_bytes, byte_activations=precision == "fast"
+    )
 
 
 def _usable_cores() -> int:

@@ -6,9 +6,11 @@ uses. Works by giving a family's `record` a checkpoint of outlines and a backend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -30,13 +32,21 @@ class Stored(Weights, Protocol):
 class UsedWeights:
     """The tensors of a checkpoint that its model uses, without others, such as layers that guess further ahead (MTP).
 
-    tables: the names of those of which it looks up rows.
+    tables: the names of those of which it looks up rows. copies: of each that is cut into parts, how many numbers of it
+    are kept a second time.
     """
 
-    def __init__(self, stored: Stored, used: Collection[str], tables: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        stored: Stored,
+        used: Collection[str],
+        tables: Collection[str] = (),
+        copies: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._stored = stored
         self.names: tuple[str, ...] = tuple(name for name in stored.names if name in used)
         self.tables = frozenset(tables)
+        self.copies = copies
 
     def get(self, name: str) -> QTensor:
         return self._stored.get(name)
@@ -65,13 +75,24 @@ def used_weights(family: Any, config: Config, stored: Stored) -> UsedWeights:
     outlines = _Outlines(stored)
     loader = _DryLoader(outlines, _NoBackend())
     family.record(config, loader)
-    return UsedWeights(stored, outlines.used, loader.tables)
+    return UsedWeights(stored, outlines.used, loader.tables, loader.copies)
 
 
 class _DryLoader(Loader):
     def __init__(self, weights: _Outlines, backend: _NoBackend) -> None:
         super().__init__(weights, backend)
         self.tables: list[str] = []
+        self.copies: dict[str, int] = {}
+
+    def parts(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        sizes: Mapping[str, tuple[int, int, int]],
+        cut: Callable[[QTensor], Mapping[str, Sequence[QTensor]]],
+    ) -> dict[str, tuple[Matrix, ...]]:
+        self.copies[name] = sum(math.prod(size) for size in sizes.values()) - math.prod(shape)
+        return super().parts(name, shape, sizes, cut)
 
     def table(self, name: str, n_rows: int, n_cols: int) -> Matrix:
         self.tables.append(name)

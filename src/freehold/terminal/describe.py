@@ -13,12 +13,14 @@ from typing import Any
 
 from freehold.errors import NotFoundError, UnsupportedError
 from freehold.hardware import detect
-from freehold.hardware.estimate import SCRATCH_BYTES, ModelShape
+from freehold.hardware.estimate import ModelShape
+from freehold.hardware.footprint import Footprint
 from freehold.hub import Resolved, Store, resolve
 from freehold.hub.catalog import KnownModel, can_fetch
 from freehold.hub.packed import packed_size
 from freehold.models import FAMILIES, Residence, residence
 from freehold.models.rounding import Rounding
+from freehold.planner import DEFAULT_CONTEXT
 from freehold.shapes import shape_of_checkpoint, shape_of_published
 from freehold.terminal.console import human_bytes, human_count, table
 from freehold.text.answer_style import style_of
@@ -70,8 +72,8 @@ def render_model(facts: Facts) -> str:
         ("packed weights", human_bytes(facts["packed_bytes"]) if facts["packed_bytes"] else "not kept yet"),
         ("licence", facts["licence"] or "not stated in the files"),
     ]
-    labels = ("memory", "", "")
-    return table([*rows, *zip(labels, _memory_lines(facts["memory"]), strict=False)])
+    first, *others = _memory_lines(facts["memory"])
+    return table([*rows, ("memory", first), *(("", line) for line in others)])
 
 
 def _describe_files(resolved: Resolved, path: Path, store: Store, weights: Rounding) -> Facts:
@@ -79,7 +81,7 @@ def _describe_files(resolved: Resolved, path: Path, store: Store, weights: Round
         config = checkpoint.config
         is_known = config.get("model_type") in FAMILIES
         try:
-            shape = shape_of_checkpoint(resolved.name, checkpoint)
+            shape = shape_of_checkpoint(resolved.name, checkpoint, rounding=weights)
         except UnsupportedError:  # a config that does not say enough; what the tensors tell is still true
             shape = None
         parts = list(_stored_parts(checkpoint))
@@ -93,7 +95,7 @@ def _describe_files(resolved: Resolved, path: Path, store: Store, weights: Round
             "rounded": loaded.rounded,
             "packed_bytes": packed_size(path, store),
             "licence": _licence(resolved, checkpoint, store),
-            "memory": _memory(shape, loaded.n_bytes),
+            "memory": _memory(shape, shape.weight_bytes if shape and is_known else loaded.n_bytes),
             "estimate": None,
             "remedy": None,
         }
@@ -183,18 +185,30 @@ def _memory(shape: ModelShape | None, loaded: int) -> Facts:
     """What the model takes of memory: its weights once loaded, a token, and its whole context; None is not known."""
     per_token = shape.kv_token_bytes if shape else None
     full = per_token * shape.max_context if shape and per_token else None
-    budget = detect().memory_budget
-    spare = budget - loaded - SCRATCH_BYTES
+    machine = detect()
+    budget, n_threads = machine.memory_budget, machine.n_threads
+    footprint = shape.footprint if shape else Footprint()
+    longest = shape.max_context if shape else 0
+    working = footprint.reserve_bytes(loaded, longest, n_threads)
+    spare = budget - loaded - working
     fits = max(0, min(shape.max_context, spare // per_token)) if shape and per_token else None
     return {
         "weights_bytes": loaded,
         "kv_bytes_per_token": per_token,
         "kv_bytes_full_context": full,
-        "working_bytes": SCRATCH_BYTES,
-        "total_bytes": None if full is None else loaded + full + SCRATCH_BYTES,
+        "working_bytes": working,
+        "total_bytes": None if full is None else loaded + full + working,
+        "peak": None if per_token is None else _peak(footprint, loaded, per_token, longest, n_threads),
         "budget_bytes": budget,
         "fitting_context": fits,
     }
+
+
+def _peak(footprint: Footprint, loaded: int, per_token: int, longest: int, n_threads: int) -> Facts:
+    """Most bytes resident after one conversation of so many tokens, and at the first start, which packs the weights."""
+    context = min(DEFAULT_CONTEXT, longest)
+    later, first = footprint.peak_bytes(loaded, context * per_token, context, 1, n_threads)
+    return {"context": context, "bytes": round(later), "first_bytes": round(first)}
 
 
 def _template(config: Mapping[str, Any], source: str | None) -> Facts | None:
@@ -256,6 +270,9 @@ def _memory_lines(memory: Facts) -> Iterator[str]:
     full = human_bytes(memory["kv_bytes_full_context"])
     yield f"{need} + {full} KV cache at full context = {human_bytes(memory['total_bytes'])}"
     yield f"{human_bytes(memory['kv_bytes_per_token'])} of KV cache per token"
+    peak = memory["peak"]
+    first = f" ({human_bytes(peak['first_bytes'])} at the first start)"
+    yield f"peak {human_bytes(peak['bytes'])} after {peak['context']} tokens{first}"
     if memory["total_bytes"] <= memory["budget_bytes"]:
         yield f"fits: {budget}"
     elif memory["fitting_context"]:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold.budget import MemoryPlan, plan_memory
-from freehold.errors import FreeholdError, NotFoundError, RequestError
-from freehold.hardware.estimate import SCRATCH_BYTES
+from freehold.errors import FreeholdError, ModelFileError, NotFoundError, RequestError
+from freehold.footprints import footprint_of_checkpoint
+from freehold.hardware import detect
 from freehold.hub import Store, StoredModel, resolve
 from freehold.hub.catalog import find_entry
+from freehold.hub.selection import shard_paths
 from freehold.hub.store import check_name
 from freehold.loading import KV_ELEMENT_BYTES, load
 from freehold.models import Precision, residence
@@ -46,9 +48,12 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class _Measure:
-    """Bytes of the weights in memory and of one token in the KV cache; None is not known before loading."""
+    """Bytes of the weights in memory, of what must stay free beside them and the KV cache, and of one token in that;
+    None is not known before loading.
+    """
 
     weight_bytes: int
+    working_bytes: int
     token_bytes: int | None
     max_context: int | None
 
@@ -86,14 +91,16 @@ class Library:
         with open_checkpoint(self._path(source.name)) as checkpoint:
             config = checkpoint.config
             weight_bytes = residence(checkpoint, options.precision, options.weights).n_bytes
+            footprint = footprint_of_checkpoint(checkpoint)
             token_bytes = kv_token_bytes(config, KV_ELEMENT_BYTES[options.precision])
             family, longest = config.get("model_type"), config.get("max_position_embeddings")
             n_parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
         max_context = longest if isinstance(longest, int) else None
-        self._measures[source.name] = _Measure(weight_bytes, token_bytes, max_context)
         context = options.context or max_context
+        working = footprint.reserve_bytes(weight_bytes, context or 0, options.threads or detect().n_threads)
+        self._measures[source.name] = _Measure(weight_bytes, working, token_bytes, max_context)
         known = token_bytes is not None and context is not None
-        n_bytes = weight_bytes + SCRATCH_BYTES + (token_bytes or 0) * (context or 0) if known else None
+        n_bytes = weight_bytes + working + (token_bytes or 0) * (context or 0) if known else None
         return Footprint(n_bytes, context, family if isinstance(family, str) else None, n_parameters)
 
     def load(self, source: ModelSource, budget: int | None, alive: Callable[[], None]) -> LocalModel:
@@ -105,6 +112,7 @@ class Library:
         if budget is not None and measure.token_bytes is not None and measure.max_context is not None:
             plan = plan_memory(
                 weight_bytes=measure.weight_bytes,
+                working_bytes=measure.working_bytes,
                 token_bytes=measure.token_bytes,
                 max_context=measure.max_context,
                 context=context,
@@ -171,21 +179,28 @@ def only_model(names: Sequence[str], library: Library) -> str:
 
 def _conversations(plan: MemoryPlan) -> int:
     """Full contexts that fit in half of what the weights leave of the plan's budget, from 1 to CONVERSATIONS."""
-    left = plan.budget - plan.weight_bytes - SCRATCH_BYTES
+    left = plan.budget - plan.weight_bytes - plan.working_bytes
     return min(max(1, left // 2 // max(1, plan.context * plan.token_bytes)), CONVERSATIONS)
 
 
 def _named_source(name: str, path: Path) -> ModelSource:
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+    files = shard_paths(path) if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
     entry = find_entry(name)  # a model of the catalogue has its other names wherever it lies
     aliases = (entry.name, *entry.aliases) if entry else ()
     return ModelSource(
         name=name,
         aliases=tuple(alias for alias in aliases if alias != name.lower()),
         created=int(path.stat().st_mtime),
-        n_bytes=sum(file.stat().st_size for file in files) or None,
+        n_bytes=sum(map(_size, files)) or None,
         format=files[0].suffix.lstrip(".") if files else None,
     )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:  # a part of a model, or the target of a link, that is not there
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected every file of the model") from error
 
 
 def _stored_source(model: StoredModel) -> ModelSource:

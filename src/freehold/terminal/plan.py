@@ -19,7 +19,7 @@ BASIS = {
     "measured": "rates measured on this machine with Freehold's kernels",
     "card": "what runtimes reach on such cards, from published measurements",
     "datacentre": "decode as on consumer cards, prefill from published measurements of data-centre parts",
-    "accelerator": "decode and prefill as on GPUs, for want of measurements",
+    "accelerator": "as on GPUs with tuned software; two published points of 2025 decode far slower (docs/planner.md)",
     "apple": "what runtimes reach on Apple's chips, from published measurements",
     "unified": "what runtimes reach on such chips, from published measurements",
     "apu": "what runtimes reach on such chips, from published measurements",
@@ -48,6 +48,7 @@ def describe_plan(plan: Plan) -> Facts:
             "runtime_bytes": [round(part) for part in fit.reserve],
             "need_bytes": [round(part) for part in fit.need],
             "usable_bytes": [round(part) for part in sorted(fit.usable)] if fit.usable else None,
+            "peak_bytes": [round(part) for part in fit.peak] if fit.peak else None,
         },
         "decode": _speed_facts(now.decode),
         "prefill": _speed_facts(now.prefill),
@@ -79,6 +80,7 @@ def render_one(plan: Plan, found: Sequence[Change]) -> str:
         ("on", _place(plan)),
         ("format", f"{model.format}, {human_bytes(model.weight_bytes)} of weights"),
         ("fits", _fit(plan)),
+        *([("peak", _peak(plan.alone.fit.peak))] if plan.alone.fit.peak else []),
         *([] if _is_out(plan) else [("decode", _decode(now)), ("prefill", _prefill(now))]),
         ("basis", "; ".join([BASIS[now.device.basis], *now.device.remarks])),
     ]
@@ -180,6 +182,11 @@ def _sum(now: Estimate, fit: Fit) -> str:
         f"{human_bytes(fit.weight_bytes)} weights + {human_bytes(fit.kv_bytes)} KV cache of {many}{now.context:,} "
         f"tokens + {runtime} runtime = {need}"
     )
+
+
+def _peak(peak: tuple[float, float]) -> str:
+    later, first = peak
+    return f"{human_bytes(later)} resident with the context full; {human_bytes(first)} at the first start, which packs"
 
 
 def _decode(now: Estimate) -> str:
