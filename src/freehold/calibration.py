@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,12 @@ MEASURED = ("Q8_0", "MXFP4", "Q4_K", "Q6_K", "Q4_1", "BF16", "F8_E4M3")
 
 ALIKE = {"F16": "BF16", "F32": "BF16", "INT4": "Q4_K", "Q4_0": "Q4_1", "Q5_0": "Q6_K", "Q5_1": "Q6_K", "Q5_K": "Q6_K"}
 
+VERSION = 2
+"""Of how all this is measured: what another version remembered is measured anew."""
+
 SIDE = 2048
 READ_BYTES = 64 << 20
-"""Of weights per format, so that most come from memory; a rate above the memory's own is a cache's."""
+"""Of weights per format, and of keys and values, so that most come from memory; a rate above its own is a cache's."""
 N_MULTIPLIED = 2
 PROMPT, GROUP = 512, 64
 """Tokens of a step of prefill, and of those one expert's share; N_MULTIPLIED matrices are multiplied with them."""
@@ -65,7 +68,7 @@ def calibrated(
     """What is remembered of this machine under `release`, Freehold's version, or measured now, which takes up to half a
     minute. `again` measures anyway.
     """
-    key = f"{machine.cpu}; {machine.n_threads} threads; {kernels.isa()}; freehold {release}"
+    key = f"{machine.cpu}; {machine.n_threads} threads; {kernels.isa()}; freehold {release}; measured by {VERSION}"
     path = machine.store / "cache" / "calibration.json"
     found = None if again else _remembered(path, key)
     if found is not None:
@@ -105,16 +108,29 @@ def device_here(machine: Machine, found: Calibration) -> Device:
 
 
 def measure(n_threads: int, key: str = "") -> Calibration:
-    """Measure all rates; the best of several runs each, since others may use the machine meanwhile."""
+    """Measure all rates as they typically are: medians of several runs, which take turns, since others may use the
+    machine meanwhile.
+    """
     start = time.perf_counter()
     bandwidth = 1e9 * max(kernels.measure_bandwidth(n_threads) for _ in range(3))
-    read, product, grouped = {}, {}, {}
-    for name in MEASURED:
-        read[name], product[name], grouped[name] = _products(name, n_threads)
-    kv_rate, attention = _attention(n_threads)
-    overhead = _overhead(n_threads)
-    seconds = time.perf_counter() - start
-    return Calibration(key, bandwidth, read, product, grouped, kv_rate, attention, overhead, round(seconds, 1))
+    chains = {name: _Chain(name, n_threads) for name in MEASURED}
+    small, attention = _SmallLayers(n_threads), _Attention(n_threads)
+    single = {**{name: chain.decode for name, chain in chains.items()}, "small": small.decode, "kv": attention.decode}
+    read = _typical(single, 11)
+    product = _typical({name: chain.prefill for name, chain in chains.items()} | {"kv": attention.prefill}, 3)
+    grouped = _typical({name: chain.group for name, chain in chains.items()}, 5)
+    rates = {name: chain.n_bytes / read[name] for name, chain in chains.items()}
+    return Calibration(
+        key,
+        bandwidth,
+        read=rates,
+        product={name: PROMPT * _Chain.FLOPS / product[name] for name in MEASURED},
+        grouped={name: GROUP * _Chain.FLOPS / grouped[name] for name in MEASURED},
+        kv_rate=attention.kv_bytes / read["kv"],
+        attention=attention.flops / product["kv"],
+        overhead=max(0.0, read["small"] - small.n_bytes / rates[small.FORMAT]) / small.n_layers,
+        seconds=round(time.perf_counter() - start, 1),
+    )
 
 
 def _remembered(path: Path, key: str) -> Calibration | None:
@@ -135,67 +151,87 @@ def _with_likes(rates: dict[str, float]) -> dict[str, float]:
     return {**rates, **likes, ANY: rates["Q4_K"]}
 
 
-def _products(name: str, n_threads: int) -> tuple[float, float, float]:
-    """Bytes/s that one token's products read, FLOP/s of PROMPT tokens, and of GROUP tokens."""
-    tensor, backend = _weight(name, SIDE, SIDE), NativeBackend(n_threads)
-    weights = [backend.matrix(tensor) for _ in range(max(N_MULTIPLIED, READ_BYTES // tensor.n_bytes))]
-    every, few = _chain(backend, weights), _chain(backend, weights[:N_MULTIPLIED])
-    kv = every.new_kv(PROMPT // KV_BLOCK)  # which no operation uses
-    read = tensor.n_bytes * len(weights) / _best(lambda: every.run(_batch(1), kv), 7)
-    flops = 2.0 * SIDE * SIDE * N_MULTIPLIED
-    product = PROMPT * flops / _best(lambda: few.run(_batch(PROMPT), kv), 2)
-    return read, product, GROUP * flops / _best(lambda: few.run(_batch(GROUP), kv), 4)
+class _Chain:
+    """Products of one format, each of the one before it, normalised so that numbers stay of order 1."""
+
+    FLOPS = 2.0 * SIDE * SIDE * N_MULTIPLIED  # per token, in `prefill` and `group`
+
+    def __init__(self, name: str, n_threads: int) -> None:
+        tensor, backend = _weight(name, SIDE, SIDE), NativeBackend(n_threads)
+        weights = [backend.matrix(tensor) for _ in range(max(N_MULTIPLIED, READ_BYTES // tensor.n_bytes))]
+        self.n_bytes = tensor.n_bytes * len(weights)
+        self._every, self._few = (self._program(backend, part) for part in (weights, weights[:N_MULTIPLIED]))
+        self._kv = self._every.new_kv(PROMPT // KV_BLOCK)  # which no operation uses
+
+    def decode(self) -> None:
+        self._every.run(_batch(1), self._kv)
+
+    def prefill(self) -> None:
+        self._few.run(_batch(PROMPT), self._kv)
+
+    def group(self) -> None:
+        self._few.run(_batch(GROUP), self._kv)
+
+    @staticmethod
+    def _program(backend: NativeBackend, weights: Sequence[Matrix]) -> NativeProgram:
+        ops, norm = Ops(), Norm(np.ones(SIDE, np.float32), 1e-5)
+        x = ops.embed(_matrix(backend, KV_BLOCK, SIDE))
+        for weight in weights:
+            (x,) = ops.linear(x, [weight], norm=norm)
+        ops.head(x, _matrix(backend, KV_BLOCK, SIDE))
+        return backend.compile(ops)
 
 
-def _chain(backend: NativeBackend, weights: Sequence[Matrix]) -> NativeProgram:
-    """Products, each of the one before it, normalised so that numbers stay of order 1."""
-    ops, norm = Ops(), Norm(np.ones(SIDE, np.float32), 1e-5)
-    x = ops.embed(_matrix(backend, KV_BLOCK, SIDE))
-    for weight in weights:
-        (x,) = ops.linear(x, [weight], norm=norm)
-    ops.head(x, _matrix(backend, KV_BLOCK, SIDE))
-    return backend.compile(ops)
+class _Attention:
+    """Layers of next to nothing but attention, at a depth of 4 PROMPT."""
+
+    def __init__(self, n_threads: int) -> None:
+        n_layers, n_heads, n_kv, dim, self._depth = 16, 16, 8, 64, 4 * PROMPT
+        backend, ops = NativeBackend(n_threads), Ops()
+        norm, spec = Norm(np.ones(n_heads * dim, np.float32), 1.0), KVSpec("full", n_kv, dim, dim)
+        x = ops.embed(_matrix(backend, KV_BLOCK, dim))
+        for _ in range(n_layers):
+            q, k, v = ops.linear(x, [_matrix(backend, n * dim, dim) for n in (n_heads, n_kv, n_kv)])
+            out = ops.attend(q, k, v, spec, rope=None, scale=1 / dim)
+            (x,) = ops.linear(out, [_matrix(backend, dim, n_heads * dim)], norm=norm)
+        ops.head(x, _matrix(backend, KV_BLOCK, dim))
+        self._program = backend.compile(ops)
+        self._kv = self._program.new_kv(5 * PROMPT // KV_BLOCK)
+        self._kv.data.fill(0)  # takes its memory, as tokens would
+        self.kv_bytes = n_layers * 2 * n_kv * dim * 2 * self._depth
+        self.flops = n_layers * 4.0 * n_heads * dim * PROMPT * (self._depth - PROMPT / 2)
+        assert self.kv_bytes >= READ_BYTES
+
+    def decode(self) -> None:
+        self._program.run(_batch(1, self._depth), self._kv)
+
+    def prefill(self) -> None:
+        self._program.run(_batch(PROMPT, self._depth - PROMPT), self._kv)
 
 
-def _attention(n_threads: int) -> tuple[float, float]:
-    """Bytes/s of keys and values that one token reads, and FLOP/s of PROMPT tokens, at a depth of 4 PROMPT."""
-    n_layers, n_heads, n_kv, dim = 4, 16, 4, 64
-    backend, ops = NativeBackend(n_threads), Ops()
-    x = ops.embed(_matrix(backend, KV_BLOCK, dim))
-    spec = KVSpec("full", n_kv, dim, dim)
-    for _ in range(n_layers):
-        q, k, v = ops.linear(x, [_matrix(backend, n * dim, dim) for n in (n_heads, n_kv, n_kv)])
-        out = ops.attend(q, k, v, spec, rope=None, scale=1 / dim)
-        (x,) = ops.linear(
-            out, [_matrix(backend, dim, n_heads * dim)], norm=Norm(np.ones(n_heads * dim, np.float32), 1.0)
-        )
-    ops.head(x, _matrix(backend, KV_BLOCK, dim))
-    program = backend.compile(ops)
-    kv, depth = program.new_kv(5 * PROMPT // KV_BLOCK), 4 * PROMPT
-    for start in range(0, depth, PROMPT):
-        program.run(_batch(PROMPT, start), kv)
-    kv_bytes = n_layers * 2 * n_kv * dim * 2 * depth
-    flops = n_layers * 4 * n_heads * dim * PROMPT * (depth - PROMPT / 2)
-    one = _best(lambda: program.run(_batch(1, depth), kv), 9)
-    many = _best(lambda: program.run(_batch(PROMPT, depth - PROMPT), kv), 3)
-    return kv_bytes / one, flops / many
+class _SmallLayers:
+    """Layers of a small model, of which threads waiting for each other, and reading starting anew, are a good part."""
 
+    FORMAT = "Q8_0"
 
-def _overhead(n_threads: int) -> float:
-    """Seconds of a layer of next to no weights: its operations, and the waiting of the threads for each other."""
-    n_layers, hidden, n_heads, dim = 16, 64, 4, 32
-    backend, ops = NativeBackend(n_threads), Ops()
-    norm, spec = Norm(np.ones(hidden, np.float32), 1e-5), KVSpec("full", n_heads, dim, dim)
-    x = ops.embed(_matrix(backend, KV_BLOCK, hidden))
-    for _ in range(n_layers):
-        q, k, v = ops.linear(x, [_matrix(backend, n_heads * dim, hidden)] * 3, norm=norm)
-        x = ops.linear_add(ops.attend(q, k, v, spec, rope=None, scale=0.1), _matrix(backend, hidden, n_heads * dim), x)
-        gated = ops.gated_linear(x, *[_matrix(backend, 2 * hidden, hidden)] * 2, norm=norm)
-        x = ops.linear_add(gated, _matrix(backend, hidden, 2 * hidden), x)
-    ops.head(x, _matrix(backend, KV_BLOCK, hidden))
-    program = backend.compile(ops)
-    kv = program.new_kv(4)
-    return _best(lambda: program.run(_batch(1), kv), 50) / n_layers
+    def __init__(self, n_threads: int) -> None:
+        side, dim, n_matrices = 512, 64, 7
+        backend, ops, tensor = NativeBackend(n_threads), Ops(), _weight(self.FORMAT, side, side)
+        self.n_layers = -(-READ_BYTES // (n_matrices * tensor.n_bytes))
+        self.n_bytes = self.n_layers * n_matrices * tensor.n_bytes
+        norm, spec = Norm(np.ones(side, np.float32), 1e-5), KVSpec("full", side // dim, dim, dim)
+        x = ops.embed(_matrix(backend, KV_BLOCK, side))
+        for _ in range(self.n_layers):
+            wq, wk, wv, wo, gate, up, down = (backend.matrix(tensor) for _ in range(n_matrices))
+            q, k, v = ops.linear(x, [wq, wk, wv], norm=norm)
+            x = ops.linear_add(ops.attend(q, k, v, spec, rope=None, scale=0.1), wo, x)
+            x = ops.linear_add(ops.gated_linear(x, gate, up, norm=norm), down, x)
+        ops.head(x, _matrix(backend, KV_BLOCK, side))
+        self._program = backend.compile(ops)
+        self._kv = self._program.new_kv(1)
+
+    def decode(self) -> None:
+        self._program.run(_batch(1), self._kv)
 
 
 def _weight(name: str, n_rows: int, n_cols: int) -> QTensor:
@@ -220,12 +256,12 @@ def _batch(n_tokens: int, start: int = 0) -> Batch:
     )
 
 
-def _best(run: Callable[[], Any], n_runs: int) -> float:
-    """The least seconds, after one run that is not counted."""
-    run()
-    least = math.inf
-    for _ in range(n_runs):
-        start = time.perf_counter()
-        run()
-        least = min(least, time.perf_counter() - start)
-    return least
+def _typical(runs: Mapping[str, Callable[[], None]], n_rounds: int) -> dict[str, float]:
+    """The median seconds of each, all run once in every round, after a round that is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(n_rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
