@@ -237,7 +237,10 @@ class _SmallLayers:
 def _weight(name: str, n_rows: int, n_cols: int) -> QTensor:
     fmt = FORMATS[name]
     scales = np.ones((n_rows, n_cols // F8_BLOCK), np.float32) if name == "F8_E4M3" else None
-    return QTensor(fmt, (n_rows, n_cols), np.full((n_rows, fmt.row_bytes(n_cols)), _BYTE, np.uint8), scales)
+    data = np.full((n_rows, fmt.row_bytes(n_cols)), _BYTE, np.uint8)
+    if name == "MXFP4":
+        data.view(fmt.layout)["e"] = 120  # 2^-7; 2^-67 would soon leave what float32 computes quickly
+    return QTensor(fmt, (n_rows, n_cols), data, scales)
 
 
 def _matrix(backend: NativeBackend, n_rows: int, n_cols: int) -> Matrix:
