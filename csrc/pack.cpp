@@ -7,6 +7,8 @@
 
 namespace {
 
+constexpr int AHEAD = 512;  // bytes of each of 16 rows that are fetched beforehand: too many streams for the processor to see
+
 // What one row's block says, format aside: codes, and scale bytes in the order the packed record wants them.
 struct Span {
   uint8_t codes[256];
@@ -141,6 +143,7 @@ void pack_integers(const Source &source, int64_t row, int n_rows, int64_t n_cols
   Span span;
   for (int64_t k = 0; k < n_cols; k += s.span, rows += s.source_bytes, panel += record_bytes(s))
     for (int lane = 0; lane < n_rows; lane++) {
+      __builtin_prefetch(rows + lane * source.row_bytes + AHEAD);
       READ(rows + lane * source.row_bytes, span);
       for (int b = 0; b < s.span / BLOCK; b++) write_codes<s.bits>(panel + b * s.bits * 64, span.codes + b * BLOCK, lane);
       write_scales(panel + code_bytes(s), span, lane, s);
@@ -154,6 +157,7 @@ void pack_mxfp4_pairs(const Source &source, int64_t row, int n_rows, int64_t n_c
     const uint8_t *codes = source.rows + (row + lane) * source.row_bytes, *scales = source.scales + (row + lane) * source.scale_stride;
     uint8_t *out = panel + lane * 4;
     for (int64_t b = 0; b < n_cols / BLOCK; b++, codes += 16, out += record) {
+      __builtin_prefetch(codes + AHEAD);
       for (int j = 0; j < 4; j++) {
         uint32_t x;
         memcpy(&x, codes + 4 * j, 4);
