@@ -6,7 +6,6 @@
 namespace ISA_NAMESPACE {
 
 constexpr int PAIRS = BLOCK / 2;
-constexpr int OCTETS = BLOCK / 8;
 constexpr int PREFETCH_AHEAD = 2048;  // bytes
 
 // Twice the value of every e2m1 number, plus 16.
@@ -16,34 +15,21 @@ template <Format F> constexpr Scheme S = scheme(F);
 template <Format F> constexpr int64_t BLOCK_BYTES = record_bytes(S<F>) * BLOCK / S<F>.span;
 template <Format F> constexpr int GROUPS = BLOCK / S<F>.group;  // scale groups per 32 columns
 
-// ---- codes: vector v of a 32-column block holds columns 2v and 2v + 1 of 16 rows
-template <int WIDTH, int TO, int V> INLINE i16x32 plane_field(const uint8_t *plane) {
-  constexpr int fields = 16 / WIDTH;
-  return bit_field<V % fields * WIDTH, WIDTH, TO>(load_words(plane + V / fields * 64));
+// ---- codes. Byte vector I of a 32-column block holds four columns of 16 rows: those of half I % 2 of octet I / 2 (formats.h)
+template <int WIDTH, int TO, int I> INLINE i16x32 plane_bytes(const uint8_t *plane) {
+  constexpr int fields = 8 / WIDTH;
+  return byte_field<I % fields * WIDTH, WIDTH, TO>(load_words(plane + I / fields * 64));
 }
-template <int BITS, int V> INLINE i16x32 decode_codes(const uint8_t *p) {
-  if constexpr (BITS == 8 && V % 2 == 0) return low_bytes(load_words(p + V / 2 * 64));
-  if constexpr (BITS == 8 && V % 2 == 1) return high_bytes(load_words(p + V / 2 * 64));
-  if constexpr (BITS == 4) return plane_field<4, 0, V>(p);
-  if constexpr (BITS == 2) return plane_field<2, 0, V>(p);
-  if constexpr (BITS == 5) return plane_field<4, 0, V>(p) | plane_field<1, 4, V>(p + 4 * 64);
-  if constexpr (BITS == 6) return plane_field<4, 0, V>(p) | plane_field<2, 4, V>(p + 4 * 64);
-  if constexpr (BITS == 3) return plane_field<2, 0, V>(p) | plane_field<1, 2, V>(p + 2 * 64);
+template <int BITS, int I> INLINE i16x32 octet_half(const uint8_t *p) {
+  if constexpr (BITS == 8) return load_words(p + I * 64);
+  if constexpr (BITS == 4) return plane_bytes<4, 0, I>(p);
+  if constexpr (BITS == 2) return plane_bytes<2, 0, I>(p);
+  if constexpr (BITS == 5) return plane_bytes<4, 0, I>(p) | plane_bytes<1, 4, I>(p + 4 * 64);
+  if constexpr (BITS == 6) return plane_bytes<4, 0, I>(p) | plane_bytes<2, 4, I>(p + 4 * 64);
+  if constexpr (BITS == 3) return plane_bytes<2, 0, I>(p) | plane_bytes<1, 2, I>(p + 2 * 64);
 }
-
-// Eight columns are four vectors of words, two columns each, or two of bytes: the words of columns four apart in one.
+// Eight columns are two vectors of bytes, or four of words, two columns each.
 template <class Code> constexpr int OCTET = 8 / Coded<Code>::UNIT;
-INLINE void split_bytes(i16x32 even, i16x32 odd, i16x32 (&out)[4]) {
-  out[0] = bit_field<0, 8, 0>(even), out[1] = bit_field<0, 8, 0>(odd);
-  out[2] = bit_field<8, 8, 0>(even), out[3] = bit_field<8, 8, 0>(odd);
-}
-INLINE void split_bytes(i16x32 even, i16x32 odd, i16x32 (&out)[2]) { out[0] = even, out[1] = odd; }
-INLINE void join_words(const i16x32 (&four)[4], i16x32 (&out)[4]) {
-  for (int i = 0; i < 4; i++) out[i] = four[i];
-}
-INLINE void join_words(const i16x32 (&four)[4], i16x32 (&out)[2]) {
-  for (int i = 0; i < 2; i++) out[i] = four[i] | bit_field<0, 8, 8>(four[i + 2]);
-}
 
 // ---- scales of group g of a span
 template <Format F> INLINE f32x16 decode_scale(const uint8_t *scales, int g) {
@@ -68,17 +54,23 @@ template <Format F> struct Packed {
   }
   // Octet O of a block: the codes of its columns 8 O to 8 O + 7, as the activations of that form are.
   template <class Code, int O> INLINE void octet(int64_t b, i16x32 (&out)[OCTET<Code>]) const {
-    constexpr int blocks = S<F>.span / BLOCK, bits = S<F>.bits, V = 4 * O;
+    constexpr int blocks = S<F>.span / BLOCK, bits = S<F>.bits;
     const uint8_t *planes = panel + b / blocks * record_bytes(S<F>) + b % blocks * bits * 64;
-    if constexpr (S<F>.e2m1 || (bits == 4 && sizeof(Code) == 1)) {  // fields f and f + 2 are the two bytes of a word
+    if constexpr (sizeof(Code) == 2 && bits == 4 && !S<F>.e2m1) {  // one operation less than by way of bytes
       const i16x32 plane = load_words(planes + O * 64);
-      i16x32 even = nibbles<0>(plane), odd = nibbles<1>(plane);
-      if constexpr (S<F>.e2m1) even = look_up(E2M1_CODES, even), odd = look_up(E2M1_CODES, odd);
-      split_bytes(even, odd, out);
+      out[0] = bit_field<0, 4, 0>(plane), out[1] = bit_field<4, 4, 0>(plane);
+      out[2] = bit_field<8, 4, 0>(plane), out[3] = bit_field<12, 4, 0>(plane);
+      return;
+    }
+    i16x32 first = octet_half<bits, 2 * O>(planes), second = octet_half<bits, 2 * O + 1>(planes);
+    if constexpr (S<F>.e2m1) first = look_up(E2M1_CODES, first), second = look_up(E2M1_CODES, second);
+    if constexpr (sizeof(Code) == 1) {
+      out[0] = first, out[1] = second;
+    } else if constexpr (bits == 8) {  // the one width whose codes have a sign
+      out[0] = low_bytes(first), out[1] = low_bytes(second), out[2] = high_bytes(first), out[3] = high_bytes(second);
     } else {
-      const i16x32 four[4] = {decode_codes<bits, V>(planes), decode_codes<bits, V + 1>(planes), decode_codes<bits, V + 2>(planes),
-                              decode_codes<bits, V + 3>(planes)};
-      join_words(four, out);
+      out[0] = bit_field<0, 8, 0>(first), out[1] = bit_field<0, 8, 0>(second);
+      out[2] = bit_field<8, 8, 0>(first), out[3] = bit_field<8, 8, 0>(second);
     }
   }
   INLINE const uint8_t *scales(int64_t b) const {

@@ -6,9 +6,10 @@
 //   float panel     F32, F16: for each k, 16 values.   BF16: for each pair of k, 16 x (value k, value k + 1).
 //                   F8_E4M3: float32 scales of 128 columns each, up to a multiple of 64 bytes; then for each k, 16 values.
 //   integer panel   for each span of `span` columns (32, or 256 for the K-quants): code planes | scales
-//     code planes   per 32 columns, for each plane width B of `bits` = 8, or a sum of 4, 2, 1: B vectors of 64 bytes. A vector
-//                   holds two 16-bit words h = 0, 1 per row, a word 16 / B fields; field f of word h of vector j belongs to
-//                   column 2 * (j * 16 / B + f) + h. So one shift and mask gives a pair of columns of all rows as 16-bit codes.
+//     code planes   per 32 columns, for each plane width B of `bits` = 8, or a sum of 4, 2, 1: B vectors of 64 bytes, of which four
+//                   are a row's. Field f of vector j is half h = j * 8 / B + f: the four columns 8 * (h / 2) + OCTET_ORDER[4 * (h % 2)]
+//                   and following of OCTET_ORDER, one in each byte. So one shift and mask gives four columns of all rows as
+//                   bytes, and another the pairs of columns 0, 1 and 4, 5, or 2, 3 and 6, 7, of an octet as 16-bit words.
 //     scales        span 32:  d f16[16], and with minimums m f16[16]               value = d * (code - zero) + m
 //                   MXFP4:    e u8[16]                                     value = 2^(e - 128) * (code - zero), code from a table
 //                   span 256: s i8[groups][16], with minimums n u8[groups][16], then d f16[16], with minimums e f16[16]
@@ -25,6 +26,8 @@ enum class Format : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3
 
 constexpr int PANEL = 16;  // output rows in a panel
 constexpr int BLOCK = 32;  // columns that share one activation scale
+constexpr int OCTETS = BLOCK / 8;
+constexpr int OCTET_ORDER[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of eight columns, as bytes
 
 struct Scheme {
   bool integer;

@@ -35,8 +35,6 @@ template <class Code> struct Coded {
   float *scaled16;  // [n_tokens / lanes][n_cols / 16][lanes] the same sums times the scale
   float *scaled32;  // [n_tokens / lanes][n_cols / 32][lanes]
 };
-// Two units of bytes are eight columns, in the order in which fields of 4 bits come out of a code plane as bytes.
-constexpr int OCTET_ORDER[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 struct Activations {
   int64_t n_cols;
   int lanes;        // 1 (one token only) or LANES

@@ -83,33 +83,27 @@ void read_q6_k(const uint8_t *p, Span &s) {  // low nibbles[128] | high pairs[64
 
 void read_mxfp4(const uint8_t *p, Span &s) { s.d = p[0], low_high_nibbles(p + 1, s.codes); }
 
-// The `W`-bit fields starting at bit `from` of 32 / W codes of one row, as two 16-bit words: even columns low, odd columns high.
-template <int W> uint32_t pair_of_words(const uint8_t *codes, int from) {
-  constexpr uint64_t EVEN = 0x00FF00FF00FF00FF;  // of eight codes, one per byte
-  constexpr uint64_t FIELD = (0xFF >> (8 - W)) * 0x0101010101010101;
-  const auto squeeze = [](uint64_t x) {  // four fields, 16 bits apart, side by side
-    x &= EVEN, x |= x >> (16 - W), x |= x >> (32 - 2 * W);
-    return (uint32_t)(x & ((1u << 4 * W) - 1));
-  };
-  uint32_t words = 0;
-  for (int i = 0; i < 4 / W; i++) {
-    uint64_t x;
-    memcpy(&x, codes + 8 * i, 8);
-    x = x >> from & FIELD;
-    words |= (squeeze(x) | squeeze(x >> 8) << 16) << (4 * W * i);
-  }
-  return words;
-}
-template <> uint32_t pair_of_words<8>(const uint8_t *codes, int) {
-  return (uint32_t)(codes[0] | codes[2] << 8 | codes[1] << 16) | (uint32_t)codes[3] << 24;
+// Of eight codes, one per byte, those of columns 0, 4, 1 and 5.
+uint32_t first_half(uint64_t x) {
+  x &= 0x0000FFFF0000FFFF;
+  const uint32_t pairs = (uint32_t)(x | x >> 16);  // 0, 1, 4, 5
+  return (pairs & 0xFF0000FF) | (pairs & 0xFF00) << 8 | (pairs >> 8 & 0xFF00);
 }
 
-// Writes a field of 32 codes of one row into a code plane (see formats.h).
+// Writes the `W`-bit fields, from bit `from` on, of 32 codes of one row into a code plane (see formats.h).
 template <int W> void write_plane(uint8_t *plane, const uint8_t *codes, int lane, int from) {
-  for (int j = 0; j < W; j++) {
-    const uint32_t words = pair_of_words<W>(codes + j * (32 / W), from);
-    memcpy(plane + j * 64 + lane * 4, &words, 4);
+  constexpr uint64_t FIELD = (0xFFu >> (8 - W)) * 0x0101010101010101u;
+  uint32_t bytes[8] = {};
+  for (int octet = 0; octet < OCTETS; octet++) {
+    uint64_t x;
+    memcpy(&x, codes + 8 * octet, 8);
+    x = x >> from & FIELD;
+    if constexpr (W == 8)
+      bytes[2 * octet] = first_half(x), bytes[2 * octet + 1] = first_half(x >> 16);
+    else  // the second half's fields beside the first's
+      bytes[octet * W / 4] |= first_half(x | x >> (16 - W)) << octet * 2 * W % 8;
   }
+  for (int j = 0; j < W; j++) memcpy(plane + j * 64 + lane * 4, &bytes[j], 4);
 }
 
 template <int BITS> void write_codes(uint8_t *planes, const uint8_t *codes, int lane) {

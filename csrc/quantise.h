@@ -48,16 +48,16 @@ INLINE bool all_finite(f32x16 poison, f32x16 scale) {
 
 // The code planes of 32 columns (formats.h) from codes[32][16].
 template <int BITS> INLINE void store_planes(uint8_t *planes, const int16_t *codes) {
-  constexpr int FIELDS = 16 / BITS;
-  for (int j = 0; j < BITS; j++, codes += 2 * FIELDS * PANEL)
+  constexpr int FIELDS = 8 / BITS;
+  for (int j = 0; j < BITS; j++)
     for (int lane = 0; lane < PANEL; lane++) {
-      uint32_t words = 0;
+      uint32_t four = 0;
       for (int f = 0; f < FIELDS; f++)
-        for (int h = 0; h < 2; h++) {
-          const uint32_t field = (uint32_t)codes[(2 * f + h) * PANEL + lane] & ((1u << BITS) - 1);
-          words |= field << (16 * h + BITS * f);
+        for (int m = 0; m < 4; m++) {
+          const int half = j * FIELDS + f, column = half / 2 * 8 + OCTET_ORDER[half % 2 * 4 + m];
+          four |= ((uint32_t)codes[column * PANEL + lane] & ((1u << BITS) - 1)) << (8 * m + BITS * f);
         }
-      memcpy(planes + j * 64 + lane * 4, &words, 4);
+      memcpy(planes + j * 64 + lane * 4, &four, 4);
     }
 }
 
@@ -123,9 +123,11 @@ INLINE Fit fit_group(const float *x) {
 
 // Four bits for each of 32 numbers, whose scale and offset are rounded before the codes are chosen.
 INLINE bool round_to_q4_1(const float *x, uint8_t *record) {
-  f32x16 poison = splat(0);
-  for (int k = 0; k < BLOCK; k++) poison = poison + load(x + k * PANEL) * splat(0);
-  const Fit fit = fit_group(x);
+  f32x16 poison = splat(0), lowest = splat(0);
+  for (int k = 0; k < BLOCK; k++) poison = poison + load(x + k * PANEL) * splat(0), lowest = min(lowest, load(x + k * PANEL));
+  Fit fit = fit_group(x);
+  const f32x16 least = splat(-65504);  // that f16 has: a fit may overshoot it, numbers may not
+  fit.offset = select_less(lowest, least, fit.offset, max(fit.offset, least));
   uint16_t *scales = (uint16_t *)(record + BLOCK * PANEL / 2);
   const f32x16 scale = store_f16(scales, fit.scale), offset = splat(0) - store_f16(scales + PANEL, splat(0) - fit.offset, 0x8000);
   const f32x16 inverse = divide(splat(1), scale);

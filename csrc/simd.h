@@ -63,10 +63,14 @@ template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
   return {x};
 }
 INLINE i16x32 operator|(i16x32 a, i16x32 b) { return {_mm512_or_si512(a.v, b.v)}; }
-// The low (HIGH = 0) or high half of every byte, and a table's entry for every byte, which is below 16.
-template <int HIGH> INLINE i16x32 nibbles(i16x32 a) {
-  return {_mm512_and_si512(HIGH ? _mm512_srli_epi16(a.v, 4) : a.v, _mm512_set1_epi8(15))};
+// The same of every byte.
+template <int SHIFT, int WIDTH, int TO> INLINE i16x32 byte_field(i16x32 a) {
+  __m512i x = a.v;
+  if constexpr (SHIFT > TO) x = _mm512_srli_epi16(x, SHIFT - TO);
+  if constexpr (SHIFT < TO) x = _mm512_slli_epi16(x, TO - SHIFT);
+  return {_mm512_and_si512(x, _mm512_set1_epi8((char)(((1 << WIDTH) - 1) << TO)))};
 }
+// A table's entry for every byte, which is below 16.
 INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), a.v)};
 }
@@ -176,9 +180,13 @@ template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
   return {bit_field<SHIFT, WIDTH, TO>(a.lo), bit_field<SHIFT, WIDTH, TO>(a.hi)};
 }
 INLINE i16x32 operator|(i16x32 a, i16x32 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
-template <int HIGH> INLINE i16x32 nibbles(i16x32 a) {
-  const __m256i low = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(HIGH ? _mm256_srli_epi16(a.lo, 4) : a.lo, low), _mm256_and_si256(HIGH ? _mm256_srli_epi16(a.hi, 4) : a.hi, low)};
+template <int SHIFT, int WIDTH, int TO> INLINE __m256i byte_field(__m256i x) {
+  if constexpr (SHIFT > TO) x = _mm256_srli_epi16(x, SHIFT - TO);
+  if constexpr (SHIFT < TO) x = _mm256_slli_epi16(x, TO - SHIFT);
+  return _mm256_and_si256(x, _mm256_set1_epi8((char)(((1 << WIDTH) - 1) << TO)));
+}
+template <int SHIFT, int WIDTH, int TO> INLINE i16x32 byte_field(i16x32 a) {
+  return {byte_field<SHIFT, WIDTH, TO>(a.lo), byte_field<SHIFT, WIDTH, TO>(a.hi)};
 }
 INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
   const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
@@ -291,7 +299,9 @@ template <int SHIFT> INLINE i32x16 shift_left(i32x16 a) { return (i32x16)((u32x1
 template <int SHIFT, int WIDTH, int TO> INLINE i16x32 bit_field(i16x32 a) {
   return (i16x32)(((u16x32)a >> SHIFT & (uint16_t)((1 << WIDTH) - 1)) << TO);
 }
-template <int HIGH> INLINE i16x32 nibbles(i16x32 a) { return (i16x32)((u16x32)a >> (HIGH ? 4 : 0) & 0x0f0f); }
+template <int SHIFT, int WIDTH, int TO> INLINE i16x32 byte_field(i16x32 a) {
+  return (i16x32)(((u16x32)a >> SHIFT & (uint16_t)(((1 << WIDTH) - 1) * 0x0101)) << TO);
+}
 INLINE i16x32 look_up(const uint8_t *table, i16x32 a) {
   uint8_t bytes[64];
   memcpy(bytes, &a, 64);

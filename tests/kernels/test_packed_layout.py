@@ -14,28 +14,28 @@ from freehold.errors import KernelError
 from freehold.kernels import FORMATS, PACKED_LAYOUT, NativeBackend, unwrap, wrap
 from kernel_programs import random_tensor
 
-LAYOUT = 2
+LAYOUT = 3
 CHECKSUMS = {
     "F32": "9b86458d",
     "F16": "4dff8f1a",
     "BF16": "96da88ea",
-    "Q8_0": "cc3a0f2c",
+    "Q8_0": "ac9ff050",
     "Q4_0": "86763fa0",
     "Q4_1": "07c802ef",
-    "Q5_0": "a22d6c5a",
-    "Q5_1": "9dbf4a88",
-    "Q2_K": "22db0e37",
-    "Q3_K": "f0c0f27a",
+    "Q5_0": "06747cb6",
+    "Q5_1": "7a1bd786",
+    "Q2_K": "9e83873d",
+    "Q3_K": "ce31df3e",
     "Q4_K": "bfc3fe8e",
-    "Q5_K": "ec9fc269",
-    "Q6_K": "8f8fd4a8",
+    "Q5_K": "9a0448aa",
+    "Q6_K": "14913686",
     "MXFP4": "8a214015",
     "F8_E4M3": "deb3074f",
-    "BF16 as Q8_0": "545f56c5",
+    "BF16 as Q8_0": "2386487b",
     "BF16 as Q4_K": "7da8043c",
     "F16 as Q4_K": "175e5e03",
     "F32 as Q4_1": "72c912a0",
-    "F32 as Q8_0": "bd8312f6",
+    "F32 as Q8_0": "f4967a49",
 }
 
 

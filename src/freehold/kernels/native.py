@@ -44,7 +44,7 @@ ROUNDED_FROM = ("F32", "F16", "BF16", "F8_E4M3")
 ROUNDED_TO = ("Q8_0", "Q4_1", "Q4_K")
 """Formats that packing can round from, and to (csrc/quantise.cpp)."""
 
-PACKED_LAYOUT = 2
+PACKED_LAYOUT = 3
 """Version of the packed form: counts up with every change to what csrc/pack.cpp, or a reader that puts rows in order,
 makes of a tensor's bytes, or how it rounds. What another version packed is packed anew."""
 
