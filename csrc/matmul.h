@@ -48,14 +48,14 @@ template <Format F, class Code> struct Slab {
 };
 
 // ---- integer products of octets [O, O_END) of a block. T tokens, all in one group of L interleaved lanes; a: the block's codes
-template <int T, int L, int O, int O_END, class Source>
+template <Format F, int T, int L, int O, int O_END, class Source>
 INLINE void add_products(const Source &w, int64_t b, const int16_t *a, i32x16 (&sum)[T]) {
   if constexpr (O < O_END) {
     i16x32 codes[4];
     w.template octet<int16_t, O>(b, codes);
     for (int i = 0; i < 4; i++)
       for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], codes[i], a + ((O * 4 + i) * L + t) * 2);
-    add_products<T, L, O + 1, O_END>(w, b, a, sum);
+    add_products<F, T, L, O + 1, O_END>(w, b, a, sum);
   }
 }
 template <int T, int L, int O, int O_END, bool FIRST, class Source>
@@ -111,10 +111,7 @@ INLINE void accumulate_groups(const Source &w, int64_t b, const BlockView<F, Cod
       else
         sum[t] = int_splat(0);
     }
-    if constexpr (sizeof(Code) == 1)
-      add_products<F, T, L, FIRST, END>(w, b, x.codes, sum);
-    else
-      add_products<T, L, FIRST, END>(w, b, x.codes, sum);
+    add_products<F, T, L, FIRST, END>(w, b, x.codes, sum);
     const f32x16 scale = w.scale(b, G);
     for (int t = 0; t < T; t++) acc[t] = fma(to_float(sum[t]), scale * splat(x.scale[t]), acc[t]);
     if constexpr (S<F>.has_min) {

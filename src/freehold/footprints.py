@@ -24,8 +24,8 @@ _TEXT_JSON = 13
 """Times the size of a tokenizer.json: 11 to 15.5 measured with five, made of texts and merges in two ways."""
 _PIECES = 2  # of a vocabulary entry, its text and its merge, where no tokenizer is at hand
 
-SMALL_BYTES, PIECE_BYTES = 4 << 20, 64 << 20
-"""As kernels/native.py packs: smaller matrices wait for each other and stay mapped, larger ones go by such pieces."""
+SMALL_BYTES, WAITING_BYTES, PIECE_BYTES = 4 << 20, 16 << 20, 64 << 20
+"""As kernels/native.py packs: smaller matrices wait until they are so many bytes, larger ones go by such pieces."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,16 @@ def _attention_values(config: Mapping[str, Any]) -> int:
 
 def _mapped_bytes(tensors: Sequence[Described]) -> float:
     """The most that is mapped of the file beyond what is still to be packed, tensor after tensor."""
-    left, staying, most = sum(tensor.n_bytes for tensor in tensors), 0.0, 0.0
+    left, waiting, most = sum(tensor.n_bytes for tensor in tensors), 0.0, 0.0
     for tensor in tensors:
-        stays, at_once = _mapped(tensor)
-        left, staying = left - tensor.n_bytes, staying + stays
-        most = max(most, staying + at_once - left)
+        left -= tensor.n_bytes
+        if len(tensor.shape) < 2 or not tensor.n_bytes:
+            continue
+        one = tensor.n_bytes / math.prod(tensor.shape[:-2])
+        if one < SMALL_BYTES:
+            waiting = min(waiting + tensor.n_bytes, WAITING_BYTES)
+        most = max(most, waiting + (min(one, PIECE_BYTES) if one >= SMALL_BYTES else 0) - left)
     return most
-
-
-def _mapped(tensor: Described) -> tuple[float, float]:
-    """Bytes of the file that stay mapped until it is closed, and those that are only while the tensor is packed."""
-    if len(tensor.shape) < 2 or not tensor.n_bytes:
-        return 0, 0
-    one = tensor.n_bytes / math.prod(tensor.shape[:-2])
-    if one >= SMALL_BYTES:
-        return 0, min(one, PIECE_BYTES)
-    return (tensor.n_bytes, 0) if len(tensor.shape) == 2 else (0, tensor.n_bytes)
 
 
 def _input_bytes(formats: set[str]) -> float:

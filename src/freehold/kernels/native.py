@@ -151,6 +151,7 @@ class NativeBackend:
         self._caller = _kernels.Pool(1)  # no worker beside the calling thread
         self._arena = _kernels.Arena(expected_bytes)
         self._waiting: list[tuple[_kernels.Packed, _Source, str]] = []
+        self._waiting_reads: dict[Callable[[], None], None] = {}  # of these, each once, in order
         self._waiting_bytes = 0
 
     def matrix(
@@ -164,8 +165,8 @@ class NativeBackend:
 
         `to` is a format of ROUNDED_TO to round one of ROUNDED_FROM to. `label` names the tensor in errors:
         UnsupportedError for a format without kernels, ModelFileError, here or in `compile`, for what stands for no
-        number (see `damaged`) or cannot be rounded. `read` is called whenever a piece of a large tensor was read and
-        its pages may go.
+        number (see `damaged`) or cannot be rounded. `read` is called when the tensor was read and its pages may go; of
+        a large one after every piece.
         """
         name = tensor.format.name
         if name not in FORMATS:
@@ -178,6 +179,8 @@ class NativeBackend:
             return packed
         self._waiting.append((packed, source, label))
         self._waiting_bytes += tensor.n_bytes
+        if read is not None:
+            self._waiting_reads[read] = None
         if self._waiting_bytes >= WAITING_BYTES:
             self.pack_waiting()
         return packed
@@ -186,6 +189,9 @@ class NativeBackend:
         """Pack the small matrices that `matrix` left for later."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         self._fill(self._caller, waiting)
+        reads, self._waiting_reads = self._waiting_reads, {}
+        for read in reads:
+            read()
 
     def table(self, tensor: QTensor) -> _Table:
         """Rows in bfloat16, looked up where they are; they are kept alive."""

@@ -57,6 +57,8 @@ class ReferenceBackend:
         numbers = tensor.to_float32()
         if tensor.find_nan_scale() or (tensor.format.name == "F8_E4M3" and not np.isfinite(numbers).all()):
             raise damaged(label, tensor.format.name)
+        if read is not None:
+            read()
         return numbers
 
     def table(self, tensor: QTensor) -> Float32Array:

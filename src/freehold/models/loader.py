@@ -26,7 +26,9 @@ class Backend(Protocol):
 
     def matrix(
         self, tensor: QTensor, to: str | None = None, label: str = ..., read: Callable[[], None] | None = None
-    ) -> Matrix: ...
+    ) -> Matrix:
+        """Takes a tensor, whose bytes must stay readable until `read` was called, at the latest in `compile`."""
+        ...
 
     def table(self, tensor: QTensor) -> Matrix: ...
 
@@ -105,7 +107,7 @@ class Loader:
         to, read = self._policy.target(name, tensor), partial(self._weights.release, name)
         matrix = self._backend.matrix(tensor, to, f"tensor {name!r}", read)
         self._keep(name, [matrix])
-        self._count(name, tensor, self._backend.n_bytes(matrix))
+        self._count(tensor, self._backend.n_bytes(matrix))
         return matrix
 
     def experts(self, name: str, n: int, n_rows: int, n_cols: int) -> tuple[Matrix, ...]:
@@ -122,7 +124,7 @@ class Loader:
             for index in range(n)
         )
         self._keep(name, matrices)
-        self._count(name, tensor, sum(map(self._backend.n_bytes, matrices)))
+        self._count(tensor, sum(map(self._backend.n_bytes, matrices)))
         return matrices
 
     def parts(
@@ -145,12 +147,12 @@ class Loader:
             resident = self._resident(groups)
             self._add(math.prod(shape), resident, resident)
             return groups
-        tensor = self._get(name, shape)
+        tensor, read = self._get(name, shape), partial(self._weights.release, name)
         for group, parts in cut(tensor).items():
             if group not in groups:
-                groups[group] = tuple(self._backend.matrix(part, None, f"tensor {name!r}") for part in parts)
+                groups[group] = tuple(self._backend.matrix(part, None, f"tensor {name!r}", read) for part in parts)
                 self._keep(f"{name}:{group}", groups[group])
-        self._count(name, tensor, self._resident(groups))
+        self._count(tensor, self._resident(groups))
         return groups
 
     def table(self, name: str, n_rows: int, n_cols: int) -> Matrix:
@@ -165,7 +167,8 @@ class Loader:
         """A vector, or a table of vectors, as float32."""
         tensor = self._get(name, shape)
         values = tensor.to_float32()
-        self._count(name, tensor, values.nbytes)
+        self._weights.release(name)
+        self._count(tensor, values.nbytes)
         return values
 
     def optional_vector(self, name: str, size: int) -> Float32Array | None:
@@ -203,8 +206,7 @@ class Loader:
             raise ModelFileError(f"tensor {name!r} has shape {list(tensor.shape)}; its config calls for {list(shape)}")
         return tensor
 
-    def _count(self, name: str, tensor: QTensor, resident: int) -> None:
-        self._weights.release(name)
+    def _count(self, tensor: QTensor, resident: int) -> None:
         self._add(math.prod(tensor.shape), tensor.n_bytes, resident)
 
     def _add(self, n_parameters: int, n_bytes: int, resident: int) -> None:
