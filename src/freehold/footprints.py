@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.hardware.footprint import CODED, PLAIN, Footprint
+from freehold.kernels.native import PIECE_BYTES, SMALL_BYTES, WAITING_BYTES
 from freehold.weights import Checkpoint
 
 _EXPERTS = ".mlp.experts."
@@ -23,9 +24,6 @@ _TEXT_BYTES = 310
 _TEXT_JSON = 13
 """Times the size of a tokenizer.json: 11 to 15.5 measured with five, made of texts and merges in two ways."""
 _PIECES = 2  # of a vocabulary entry, its text and its merge, where no tokenizer is at hand
-
-SMALL_BYTES, WAITING_BYTES, PIECE_BYTES = 4 << 20, 16 << 20, 64 << 20
-"""As kernels/native.py packs: smaller matrices wait until they are so many bytes, larger ones go by such pieces."""
 
 
 @dataclass(frozen=True)

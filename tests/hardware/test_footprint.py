@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freehold.engine import EngineConfig
 from freehold.hardware.footprint import ARENA_SHARE, MAX_SEQUENCES, PROGRAM_BYTES, STEP_TOKENS, Footprint
 
 DENSE = Footprint(
@@ -55,3 +56,8 @@ def test_the_first_start_packs() -> None:
 def test_a_budget_reserves_more_than_is_expected(context: int, n_sequences: int, n_threads: int, weights: int) -> None:
     reserve = MIXTURE.reserve_bytes(weights, context, n_threads)
     assert reserve >= MIXTURE.working_bytes(context, n_sequences, n_threads) + ARENA_SHARE * weights
+
+
+def test_the_step_is_the_engines() -> None:
+    config = EngineConfig(n_blocks=1)
+    assert (config.max_batch_tokens, config.max_sequences) == (STEP_TOKENS, MAX_SEQUENCES)

@@ -15,9 +15,11 @@ from freehold.errors import NotFoundError
 from freehold.hub import Store, resolve
 from freehold.hub.packed import fingerprint
 from freehold.hub.portable import export_model, import_model
+from freehold.hub.selection import shard_paths
 from freehold.hub.sources import pull
 from freehold.hub.verify import verify
 from freehold.terminal.library import Library, LoadOptions, read_models
+from freehold.weights.gguf_parts import part_paths
 from freehold.weights.synth import write_checkpoint
 from gguf_split import part_name, save_split, split_bytes
 from loopback_hub import LoopbackHub, sha256
@@ -147,3 +149,8 @@ def test_all_parts_go_to_another_machine(store: Store, parts: list[Path], tmp_pa
     parts[0].unlink()
     with pytest.raises(NotFoundError, match=r"lacks 1 parts of big-Q8_0-00003-of-00003.gguf: big-Q8_0-00001-of-00003"):
         export_model(resolve(parts[2], store), store, tmp_path / "again.tar")
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m-00002-of-00003.gguf", "m-2-of-3.gguf", "m-00004-of-00003.gguf"])
+def test_the_store_and_the_reader_see_the_same_parts(name: str) -> None:
+    assert shard_paths(Path(name)) == part_paths(Path(name))

@@ -37,7 +37,7 @@ LAYERS: dict[str, str] = {
     "packed_cache": "hub weights kernels errors",
     "planner": "shapes calibration hub hardware models weights settings errors",
     "shapes": "footprints hardware models weights kernels formats errors",
-    "footprints": "hardware weights",
+    "footprints": "hardware weights kernels",
     "calibration": "hardware kernels formats core",
     "budget": "hardware core errors",
     "hub": "settings errors",

@@ -31,7 +31,7 @@ TEXT_FILES = (
 """The files beside the weights that Freehold reads, as publishers name them."""
 
 _TEXT = re.compile(r"(generation_)?config\.json|tokenizer[\w.-]*\.json|tiktoken\.model|chat_template[\w.-]*", re.ASCII)
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{1,5})-of-(?P<count>\d{1,5})", re.ASCII)
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})", re.ASCII)
 _QUANT = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:(?:IQ|TQ|Q)\d(?:_[A-Z0-9]+)*|MXFP4(?:_[A-Z0-9]+)*|BF16|FP?16|FP?32))(?=[-._]|$)",
     re.IGNORECASE | re.ASCII,
